@@ -1,0 +1,36 @@
+"""Fine-grained image retrieval: find the photographs that show the same species, model or article.
+
+`import fgir` is light. The names below come from its modules, which load when one of them is asked for.
+"""
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "data": "read_cub read_cars read_sop read_inshop read_aircraft read_folder read_table write_table make_table hold_out_classes "
+            "check_images drop_bad load_image load_row show_images synth_dataset write_crops resize_cache download prepare "
+            "retrieval_dls table_dl get_transforms TRANSFORMS READERS",
+    "backbones": "create_backbone create_pool BACKBONES POOLS RetrievalNet Pooled save_model load_model count_parameters "
+                 "count_operations",
+    "losses": "BatchHardTripletLoss LabelSmoothingCE",
+    "metrics": "recall_at_k neighbours",
+    "features": "Features extract evaluate_recall show_neighbours save_retrieval_pictures",
+    "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest FreezeBN KeepState",
+    "cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS save_cgd_results load_seed_weights",
+    "index": "Index",
+    "evaluation": "evaluate report",
+    "cli": "",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _NAMES: return import_module(f"fgir.{name}")
+    if name not in _HOME: raise AttributeError(f"module 'fgir' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"fgir.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]: return sorted({*globals(), *_HOME, *_NAMES})

@@ -1,0 +1,273 @@
+"Metrics: the numpy oracle by property tests, exact ties, golden values, precision, memory, bad input."
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fgir import metrics
+from fgir.metrics import first_hit_rank, neighbours, recall_at_k
+
+KS = (1, 2, 4, 8)
+
+
+def exact(q, g, metric):
+    "Something that sorts g by similarity to q, highest first, in exact arithmetic on integer vectors."
+    dot = sum(int(a) * int(b) for a, b in zip(q, g, strict=True))
+    if metric == "dot": return dot
+    if metric == "euclidean": return -sum((int(a) - int(b))**2 for a, b in zip(q, g, strict=True))
+    return Fraction(dot * abs(dot), sum(int(b)**2 for b in g))
+
+
+def exact_orders(q, g, metric):
+    "Gallery rows of each query in order; the query itself is left out where g is None."
+    among = q if g is None else g
+    for i, x in enumerate(q):
+        rows = [j for j in range(len(among)) if g is not None or j != i]
+        yield sorted(rows, key=lambda j: (-exact(x, among[j], metric), j))  # noqa: B023
+
+
+def exact_recall(q, q_labels, g, g_labels, ks, metric):
+    labels = q_labels if g is None else g_labels
+    orders = list(exact_orders(q, g, metric))
+    return {k: sum(any(labels[j] == q_labels[i] for j in o[:k]) for i, o in enumerate(orders)) / len(q) for k in ks}
+
+
+@st.composite
+def problems(draw):
+    "Integer vectors in few values, so that ties abound, with labels; a gallery or none."
+    d, spread = draw(st.integers(1, 4)), draw(st.sampled_from([1, 3, 100]))
+    def side(least):
+        n = draw(st.integers(least, 14))
+        x = draw(arrays(np.int64, (n, d), elements=st.integers(-spread, spread)))
+        x[(x == 0).all(1), 0] = 1
+        return x, draw(arrays(np.int64, n, elements=st.integers(0, 3)))
+    q, q_labels = side(1)
+    return (q, q_labels, *(side(1) if draw(st.booleans()) else (None, None)))
+
+
+metric_names = st.sampled_from(["cosine", "dot", "euclidean"])
+dtypes = st.sampled_from([np.float64, np.float32, np.float16, np.int32])
+
+
+@settings(deadline=None, max_examples=250)
+@given(problems(), metric_names, dtypes, st.integers(1, 20))
+def test_recall_is_the_oracle(problem, metric, dtype, chunk):
+    q, q_labels, g, g_labels = problem
+    found = recall_at_k(q.astype(dtype), q_labels, None if g is None else g.astype(dtype), g_labels, KS, metric, chunk)
+    assert found == exact_recall(q, q_labels, g, g_labels, KS, metric)
+
+
+@settings(deadline=None, max_examples=250)
+@given(problems(), metric_names, dtypes, st.integers(1, 20), st.data())
+def test_neighbours_are_the_oracle(problem, metric, dtype, chunk, data):
+    q, _, g, _ = problem
+    room = len(q) - 1 if g is None else len(g)
+    if not room: return
+    k = data.draw(st.integers(1, room))
+    _, rows = neighbours(q.astype(dtype), None if g is None else g.astype(dtype), k, metric, chunk)
+    assert rows.tolist() == [o[:k] for o in exact_orders(q, g, metric)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 60), st.integers(1, 40), st.integers(0, 10**6), metric_names, st.integers(1, 70),
+       st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_copies_tie_and_chunks_do_not_matter(n, d, seed, metric, chunk, dtype):
+    "Real vectors, each in the gallery twice: both copies have one similarity, and equal ones come in row order."
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=rng).to(dtype)
+    gallery, labels = torch.cat([x, x]), torch.arange(n).repeat(2)
+    scores, rows = neighbours(x, gallery, 2 * n, metric, chunk)
+    by_row = torch.empty_like(scores).scatter_(1, rows, scores)
+    assert (by_row[:, :n] == by_row[:, n:]).all()
+    if metric != "euclidean": assert (by_row.sort(dim=1, descending=True, stable=True).indices == rows).all()
+    assert (first_hit_rank(x, labels[:n], gallery, labels, metric, chunk) ==
+            first_hit_rank(x, labels[:n], gallery, labels, metric)).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 80), st.integers(0, 10**6), metric_names)
+def test_between_the_pessimist_and_the_optimist(n, seed, metric):
+    "Ties in favor of the query bound recall from above, ties against it from below."
+    rng = np.random.default_rng(seed)
+    x, labels = rng.integers(-2, 3, (n, 3)), rng.integers(0, 5, n)
+    x[(x == 0).all(1), 0] = 1
+    s = np.array([[exact(a, b, metric) for b in x] for a in x])
+    same = (labels[:, None] == labels) & ~np.eye(n, dtype=bool)
+    best = [max(row[hit], default=None) for row, hit in zip(s, same, strict=True)]
+    for k, found in recall_at_k(x, labels, metric=metric).items():
+        other = labels[:, None] != labels
+        strictly = [b is not None and (row[o] > b).sum() < k for row, o, b in zip(s, other, best, strict=True)]
+        at_least = [b is not None and (row[o] >= b).sum() < k for row, o, b in zip(s, other, best, strict=True)]
+        assert np.mean(at_least) <= found <= np.mean(strictly)
+
+
+def waves(rows=24, cols=8, a=.37, b=.11):
+    i, j = np.arange(rows)[:, None], np.arange(cols)[None]
+    z = np.sin(a * (i + 1) * (j + 1) + b * (i - j))
+    return z / np.linalg.norm(z, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize("make", [lambda x: x, torch.from_numpy, lambda x: torch.from_numpy(x).float()])
+def test_golden(metric, make):
+    z, cycle = make(waves()), np.arange(24) % 6
+    assert recall_at_k(z, np.arange(24) // 4, metric=metric) == {1: 0, 2: 1/24, 4: 5/24, 8: 14/24}
+    assert recall_at_k(z, cycle, metric=metric) == {1: 7/24, 2: 9/24, 4: 20/24, 8: 23/24}
+    assert recall_at_k(z[:8], cycle[:8], z[8:], cycle[8:], (1, 2, 4), metric) == {1: 2/8, 2: 2/8, 4: 6/8}
+
+
+def test_toy_of_seed_001():
+    angles = np.deg2rad([0, 10, 25, 40, 61, 75])
+    found = recall_at_k(np.stack([np.cos(angles), np.sin(angles)], 1), [0, 0, 1, 0, 1, 1], ks=(1, 2, 4))
+    assert found == {1: 4/6, 2: 4/6, 4: 1}
+
+
+def test_a_copy_of_the_query_is_found():
+    "Self is excluded by row, so an exact copy with the wrong label pushes the hit to rank 2."
+    x = np.array([[1., 0], [1, 0], [.9, .1], [0, 1]])
+    assert first_hit_rank(x, ["a", "b", "a", "b"]).tolist() == [2, 3, 1, 3]
+
+
+def test_no_hit_possible_is_a_miss():
+    x = np.eye(3)
+    assert first_hit_rank(x, [0, 0, 7]).tolist()[2] == np.inf
+    assert recall_at_k(x, [0, 0, 7], ks=(100,)) == {100: 2/3}
+    assert recall_at_k(x, [0, 1, 2]) == dict.fromkeys(KS, 0)
+    assert recall_at_k(x[:1], [0]) == dict.fromkeys(KS, 0)
+    assert recall_at_k(x, [0, 1, 2], x, [3, 4, 5]) == dict.fromkeys(KS, 0)
+
+
+@pytest.mark.parametrize("labels", [
+    ["b", "b", "a"], np.array(["b", "b", "a"]), np.array(["b", "b", "a"], dtype=object), pd.Series(["b", "b", "a"]),
+    pd.Series(["b", "b", "a"], dtype="category"), (9, 9, -4), torch.tensor([9, 9, -4]), pd.Series([9, 9, -4]),
+    np.array([9, 9, 4], dtype=np.uint8), [True, True, False],
+])
+def test_labels_of_many_kinds(labels):
+    assert first_hit_rank(np.array([[1., 0], [1, 1], [1, .9]]), labels).tolist() == [2, 2, np.inf]
+
+
+def test_euclidean_far_from_the_origin():
+    "The expansion of the square must not cancel."
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(300, 16)), rng.integers(0, 20, 300)
+    near = first_hit_rank(x, labels, metric="euclidean")
+    assert (first_hit_rank(x + 1e5, labels, metric="euclidean") == near).all()
+    assert (first_hit_rank(x * 1e-6, labels, metric="euclidean") == near).all()
+    far = (x + 1000).astype(np.float32)
+    order = neighbours(far, k=20, metric="euclidean")[1]
+    d = np.linalg.norm(far[:, None].astype(np.float64) - far[None], axis=2)
+    np.fill_diagonal(d, np.inf)
+    assert (order == np.argsort(d, axis=1, kind="stable")[:, :20]).mean() > .999
+
+
+def test_one_outlier_does_not_coarsen_the_rest():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 8))
+    alone = neighbours(x, k=5, metric="euclidean")[1]
+    with_outlier = neighbours(x, np.concatenate([x, np.full((1, 8), 1e4)]), k=6, metric="euclidean")[1]
+    assert (with_outlier[:, 1:] == alone).all()
+
+
+def test_distances_are_exact():
+    x = np.array([[0., 0], [0, 1e-7], [3, 4]], dtype=np.float32)
+    d, rows = neighbours(x, k=2, metric="euclidean")
+    np.testing.assert_allclose(d, [[1e-7, 5], [1e-7, 5], [5, 5]], rtol=1e-6)
+    assert rows.tolist() == [[1, 2], [0, 2], [0, 1]] or rows.tolist()[:2] == [[1, 2], [0, 2]]
+
+
+def test_reduced_matmul_precision_and_autocast_change_nothing():
+    rng = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(400, 64, generator=rng), torch.randint(0, 40, (400,), generator=rng)
+    plain, setting = first_hit_rank(x, labels), torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16): assert (first_hit_rank(x, labels) == plain).all()
+    finally: torch.set_float32_matmul_precision(setting)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_memory_is_bounded(metric, monkeypatch):
+    "Buffers hold a chunk of rows, and fewer where that is too much."
+    sizes, empty = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **kw: (sizes.append(a), empty(*a, **kw))[1])
+    monkeypatch.setattr(metrics, "MEMORY", 4 * 500 * 30)
+    monkeypatch.setattr(metrics, "BLOCK", 64)
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(500, 8)).astype(np.float32), rng.integers(0, 50, 500)
+    small = first_hit_rank(x, labels, metric=metric)
+    assert sizes[-1] == (30, 500)
+    monkeypatch.undo()
+    assert (first_hit_rank(x, labels, metric=metric) == small).all()
+
+
+def test_inputs_are_left_alone_and_may_be_read_only():
+    x = np.random.default_rng(0).normal(size=(50, 4))
+    kept = x.copy()
+    x.flags.writeable = False
+    for metric in metrics.METRICS: recall_at_k(x, np.arange(50) // 5, metric=metric)
+    assert (x == kept).all()
+    assert recall_at_k(x[:, ::-1], np.arange(50) // 5) == recall_at_k(x, np.arange(50) // 5)
+    assert recall_at_k(x.astype(">f8"), np.arange(50) // 5) == recall_at_k(x, np.arange(50) // 5)
+
+
+def test_gradients_are_not_kept():
+    x = torch.eye(4, requires_grad=True)
+    assert not neighbours(x, k=2)[0].requires_grad
+
+
+def test_types_of_the_answer():
+    x = torch.eye(4)
+    scores, rows = neighbours(x, k=2)
+    assert (scores.dtype, rows.dtype) == (torch.float32, torch.int64)
+    scores, rows = neighbours(x.double().numpy(), k=2)
+    assert (scores.dtype, rows.dtype) == (np.float64, np.int64)
+    assert [type(v) for v in recall_at_k(x, [0, 0, 1, 1]).values()] == [float] * 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_gpu_agrees(metric):
+    rng = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(3000, 128, generator=rng), torch.randint(0, 100, (3000,), generator=rng)
+    assert (first_hit_rank(x.cuda(), labels, metric=metric) == first_hit_rank(x, labels, metric=metric)).all()
+    scores, rows = neighbours(x.cuda(), k=10, metric=metric)
+    assert rows.is_cuda and (rows.cpu() == neighbours(x, k=10, metric=metric)[1]).all()
+
+
+EYE = np.eye(3)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: recall_at_k(EYE[0], [0]), r"query must be a filled \(N, D\) matrix, got \(3,\)"),
+    (lambda: recall_at_k(EYE[:0], []), "filled"),
+    (lambda: recall_at_k(EYE, [0, 1, 2], EYE[:0], []), "gallery must be a filled"),
+    (lambda: recall_at_k(np.array([["a"]]), [0]), "must be numbers"),
+    (lambda: recall_at_k(EYE + 1j, [0, 1, 2]), "must be numbers"),
+    (lambda: recall_at_k(torch.eye(3, dtype=torch.complex64), [0, 1, 2]), "must be real"),
+    (lambda: recall_at_k(EYE * [1, np.nan, 1], [0, 1, 2]), "query row 0 holds NaN"),
+    (lambda: recall_at_k(EYE, [0, 1, 2], np.full((3, 3), np.inf), [0, 1, 2]), "gallery row 0 holds NaN, infinity"),
+    (lambda: recall_at_k((EYE * 1e30).astype(np.float32), [0, 1, 2], metric="dot"), "too large"),
+    (lambda: recall_at_k(EYE * [1, 0, 1], [0, 1, 2]), "query row 1 is all zeros"),
+    (lambda: recall_at_k(EYE, [0, 1]), "3 query rows need 3 labels"),
+    (lambda: recall_at_k(EYE, [0, 1, 2], EYE, [0, 1]), "3 gallery rows need 3 labels"),
+    (lambda: recall_at_k(EYE, [0, 1, 2], EYE), "both or neither"),
+    (lambda: recall_at_k(EYE, [0, 1, 2], None, [0, 1, 2]), "both or neither"),
+    (lambda: recall_at_k(EYE, [0., 1, 2]), "all integers or all strings"),
+    (lambda: recall_at_k(EYE, np.array(["a", None, "b"], dtype=object)), "all integers or all strings"),
+    (lambda: recall_at_k(EYE, [0, 1, 2], EYE, ["0", "1", "2"]), "differ in type"),
+    (lambda: recall_at_k(EYE, [0, 1, 2], np.eye(4), [0, 1, 2, 3]), "query has 3 columns, gallery 4"),
+    (lambda: recall_at_k(EYE, [0, 1, 2], ks=()), "ks must be"),
+    (lambda: recall_at_k(EYE, [0, 1, 2], ks=(1, 0)), "ks must be"),
+    (lambda: recall_at_k(EYE, [0, 1, 2], metric="l2"), "one of cosine, dot, euclidean"),
+    (lambda: recall_at_k(EYE, [0, 1, 2], chunk=0), "chunk must be at least 1"),
+    (lambda: neighbours(EYE, k=3), "k must be 1 to 2"),
+    (lambda: neighbours(EYE, EYE, k=4), "k must be 1 to 3"),
+    (lambda: neighbours(EYE, k=0), "k must be 1 to 2"),
+])
+def test_one_clear_error(call, words):
+    with pytest.raises(ValueError, match=words): call()

@@ -1,0 +1,585 @@
+"Fault injection for the readers and the image loader: each bad input gives one clear error naming file and line."
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from fgir import data
+
+CLASSES = ['001.Finch', '002.Siskin', '003.Jay', '004.Crow']
+CUB = {
+    'images.txt': '\n'.join(f'{i} {CLASSES[(i - 1)//3]}/{i}.jpg' for i in range(1, 13)) + '\n',
+    'image_class_labels.txt': '\n'.join(f'{i} {(i + 2)//3}' for i in range(1, 13)) + '\n',
+    'bounding_boxes.txt': '\n'.join(f'{i} 1.7 2.9 10.6 9.5' for i in range(1, 13)) + '\n',
+    'train_test_split.txt': '\n'.join(f'{i} {i % 2}' for i in range(1, 13)) + '\n',
+    'classes.txt': '\n'.join(f'{i} {c}' for i, c in enumerate(CLASSES, 1)) + '\n'}
+SOP = {
+    'Ebay_train.txt': 'image_id class_id super_class_id path\n1 1 1 bicycle_final/1_0.JPG\n2 2 1 bicycle_final/2_0.JPG\n',
+    'Ebay_test.txt': 'image_id class_id super_class_id path\n3 3 7 lamp_final/3_0.JPG\n4 4 7 lamp_final/4_0.JPG\n'}
+CLOTHES = [f'img/MEN/Shirts/id_0000000{i}/0{j}_1_front.jpg' for i in (1, 2) for j in (1, 2)]
+INSHOP = {
+    'Eval/list_eval_partition.txt': '4\nimage_name item_id evaluation_status\n' + '\n'.join(
+        f'{p} {p.split("/")[3]} {s}' for p, s in zip(CLOTHES, ['train', 'train', 'query', 'gallery'], strict=True)),
+    'Anno/list_bbox_inshop.txt': '4\nimage_name clothes_type pose_type x_1 y_1 x_2 y_2\n' + '\n'.join(
+        f'{p} 3 1 1 2 15 12' for p in CLOTHES)}
+AIRCRAFT = {
+    'variants.txt': '747-400\nA320\n',
+    'families.txt': 'Boeing 747\nA320\n',
+    'images_variant_trainval.txt': '0034309 747-400\n0034958 A320\n',
+    'images_variant_test.txt': '0037511 A320\n',
+    'images_family_trainval.txt': '0034309 Boeing 747\n0034958 A320\n',
+    'images_family_test.txt': '0037511 A320\n',
+    'images_box.txt': '0034309 1 2 16 12\n0034958 1 2 16 12\n0037511 1 2 16 12\n'}
+IMAGES = {
+    'cub': ['images/' + line.split()[1] for line in CUB['images.txt'].splitlines()],
+    'cars': [f'car_ims/{i:06}.jpg' for i in range(1, 9)],
+    'sop': ['bicycle_final/1_0.JPG', 'bicycle_final/2_0.JPG', 'lamp_final/3_0.JPG', 'lamp_final/4_0.JPG'],
+    'inshop': ['Img/' + p for p in CLOTHES],
+    'aircraft': [f'images/{i}.jpg' for i in ('0034309', '0034958', '0037511')],
+    'folder': [f'{c}/{i}.jpg' for c in CLASSES for i in range(2)]}
+TEXTS = {'cub': CUB, 'sop': SOP, 'inshop': INSHOP, 'aircraft': AIRCRAFT, 'cars': {}, 'folder': {}}
+READ = {'cub': data.read_cub, 'cars': data.read_cars, 'sop': data.read_sop, 'inshop': data.read_inshop,
+        'aircraft': data.read_aircraft, 'folder': data.read_folder}
+CARS_FIELDS = ['relative_im_path', 'bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2', 'class', 'test']
+
+
+def cars_records():
+    return [[p, 1, 2, 15, 12, 1 + i//2, i % 2] for i, p in enumerate(IMAGES['cars'])]
+
+
+def write_cars(root, records, names=('A', 'B', 'C', 'D'), fields=CARS_FIELDS):
+    records = np.array([[tuple(r) for r in records]], dtype=[(f, object) for f in fields])
+    savemat(root/'cars_annos.mat', {'annotations': records, 'class_names': np.array([list(names)], dtype=object)})
+
+
+@pytest.fixture
+def lay_out(tmp_path):
+    "Write a small data set in the layout of `name`, return its folder."
+    def write(name):
+        for file, text in TEXTS[name].items():
+            (tmp_path/file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path/file).write_text(text)
+        for path in IMAGES[name]:
+            (tmp_path/path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (16, 12), 'teal').save(tmp_path/path)
+        if name == 'cars':
+            write_cars(tmp_path, cars_records())
+        return tmp_path
+    return write
+
+
+def refused(call, error, *parts):
+    "Check that `call` raises `error` with one line that holds all `parts`."
+    with pytest.raises(error) as e:
+        call()
+    message = str(e.value)
+    assert '\n' not in message
+    for part in parts:
+        assert part in message, f'{part!r} is not in {message!r}'
+
+
+@pytest.mark.parametrize('as_path', [str, lambda p: p], ids=['str', 'Path'])
+@pytest.mark.parametrize('name', READ)
+def test_whole(lay_out, name, as_path):
+    table = READ[name](as_path(lay_out(name)))
+    assert len(table) == len(IMAGES[name])
+    assert set(table['path']) == set(IMAGES[name])
+    assert table.attrs == {'root': str(lay_out(name)), 'dataset': name}
+    assert table['label'].dtype == np.int64 and table['label'].min() == 0
+    assert isinstance(table.index, pd.RangeIndex)
+    assert not data.check_images(table, progress=False, crop='x1' in table)
+
+
+@pytest.mark.parametrize('name', READ)
+def test_root_missing(tmp_path, name):
+    refused(lambda: READ[name](tmp_path/'nowhere'), FileNotFoundError, 'nowhere: no such folder')
+
+
+@pytest.mark.parametrize('name', READ)
+def test_root_is_a_file(tmp_path, name):
+    (tmp_path/'file').write_text('')
+    refused(lambda: READ[name](tmp_path/'file'), FileNotFoundError, 'file: no such folder')
+
+
+@pytest.mark.parametrize('name', ['cub', 'cars', 'aircraft', 'folder'])
+def test_unknown_split(lay_out, name):
+    refused(lambda: READ[name](lay_out(name), split='tset'), ValueError, 'split: expected one of', "found 'tset'")
+
+
+@pytest.mark.parametrize('name', ['cub', 'cars', 'sop', 'inshop', 'aircraft'])
+def test_lost_images(lay_out, name):
+    root = lay_out(name)
+    first, last = IMAGES[name][1], IMAGES[name][-1]
+    (root/first).unlink()
+    (root/last).unlink()
+    place = 'record 2' if name == 'cars' else 'line '
+    refused(lambda: READ[name](root), FileNotFoundError, f'no image {root/first}', place,
+            f'(2 of {len(IMAGES[name])} images are missing)')
+
+
+REQUIRED = [('cub', 'images.txt'), ('cub', 'image_class_labels.txt'), ('cars', 'cars_annos.mat'),
+            ('sop', 'Ebay_train.txt'), ('sop', 'Ebay_test.txt'), ('inshop', 'Eval/list_eval_partition.txt'),
+            ('aircraft', 'variants.txt'), ('aircraft', 'images_variant_trainval.txt'),
+            ('aircraft', 'images_variant_test.txt')]
+
+
+@pytest.mark.parametrize('name,file', REQUIRED)
+def test_annotation_missing(lay_out, name, file):
+    root = lay_out(name)
+    (root/file).unlink()
+    refused(lambda: READ[name](root), FileNotFoundError, f'{file}: annotation file is missing')
+
+
+@pytest.mark.parametrize('name,file', [r for r in REQUIRED if r[0] != 'cars'])
+def test_annotation_empty(lay_out, name, file):
+    root = lay_out(name)
+    (root/file).write_text('')
+    refused(lambda: READ[name](root), ValueError, f'{file}: no rows')
+
+
+@pytest.mark.parametrize('name,file', [('cub', 'bounding_boxes.txt'), ('cub', 'classes.txt'),
+                                       ('cub', 'train_test_split.txt'), ('inshop', 'Anno/list_bbox_inshop.txt'),
+                                       ('aircraft', 'images_box.txt')])
+def test_optional_file_missing(lay_out, name, file):
+    root = lay_out(name)
+    (root/file).unlink()
+    table = READ[name](root)
+    assert len(table) == len(IMAGES[name])
+    assert ('x1' in table) == ('box' not in file)
+
+
+TEXT_FAULTS = [
+    ('cub', 'images.txt', '\n5 ', '\nfive ', "images.txt, line 5: expected 'id:int path', found 'five"),
+    ('cub', 'images.txt', '5 002.Siskin/5.jpg', '5', "images.txt, line 5: expected 'id:int path', found '5'"),
+    ('cub', 'images.txt', '\n5 ', '\n4 ', 'images.txt, line 5: id 4 appears a second time'),
+    ('cub', 'images.txt', '/5.jpg', '/4.jpg', "images.txt, line 5: path 'images/002.Siskin/4.jpg' appears a second"),
+    ('cub', 'images.txt', '12 004.Crow/12.jpg\n', '', 'image_class_labels.txt, line 12: id 12 is not among the images'),
+    ('cub', 'image_class_labels.txt', '12 4\n', '', 'image_class_labels.txt: image 12 has no label (1 of 12'),
+    ('cub', 'image_class_labels.txt', '12 4\n', '12 four\n', 'image_class_labels.txt, line 12: expected'),
+    ('cub', 'image_class_labels.txt', '12 4\n', '12 4.0\n', 'image_class_labels.txt, line 12: expected'),
+    ('cub', 'image_class_labels.txt', '12 4\n', '12 4 4\n', 'image_class_labels.txt, line 12: expected'),
+    ('cub', 'image_class_labels.txt', '12 4\n', '12 5\n', 'image_class_labels.txt, line 12: class 5 has no name'),
+    ('cub', 'image_class_labels.txt', '12 4\n', '12 0\n', 'image_class_labels.txt, line 12: expected a class from 1'),
+    ('cub', 'image_class_labels.txt', '12 4\n', '11 4\n', 'image_class_labels.txt, line 12: id 11 appears a second'),
+    ('cub', 'bounding_boxes.txt', '\n7 1.7', '\n7 nan', 'bounding_boxes.txt, line 7: expected a box'),
+    ('cub', 'bounding_boxes.txt', '\n7 1.7', '\n7 inf', 'bounding_boxes.txt, line 7: expected a box'),
+    ('cub', 'bounding_boxes.txt', '\n7 1.7', '\n7 a', 'bounding_boxes.txt, line 7: expected'),
+    ('cub', 'bounding_boxes.txt', '\n7 1.7 2.9 10.6', '\n7 1.7 2.9 .6', 'bounding_boxes.txt, line 7: expected a box'),
+    ('cub', 'bounding_boxes.txt', '\n7 1.7 2.9 10.6 9.5', '', 'bounding_boxes.txt: image 7 has no box (1 of 12'),
+    ('cub', 'classes.txt', '4 004.Crow', '4 003.Jay', "classes.txt, line 4: class name '003.Jay' appears a second"),
+    ('cub', 'classes.txt', '4 004.Crow', '3 004.Crow', 'classes.txt, line 4: class 3 appears a second time'),
+    ('cub', 'classes.txt', '4 004.Crow', '4 004.Crow\n5 Owl', "classes.txt, line 5: class 'Owl' has no image"),
+    ('sop', 'Ebay_train.txt', '2 2 1 ', '2 x 1 ', "Ebay_train.txt, line 3: expected 'image_id:int class_id:int"),
+    ('sop', 'Ebay_train.txt', ' bicycle_final/2_0.JPG', '', 'Ebay_train.txt, line 3: expected'),
+    ('sop', 'Ebay_train.txt', '2 2 1 ', '2 0 1 ', 'Ebay_train.txt, line 3: label -1 is negative'),
+    ('sop', 'Ebay_train.txt', '2_0.JPG', '1_0.JPG', "Ebay_train.txt, line 3: path 'bicycle_final/1_0.JPG' appears"),
+    ('sop', 'Ebay_test.txt', 'lamp_final/4_0', 'bicycle_final/1_0', 'Ebay_test.txt, line 3: path'),
+    ('sop', 'Ebay_test.txt', '4 4 7 lamp', '4 4 7 /lamp', 'Ebay_test.txt, line 3: expected a path relative'),
+    ('inshop', 'Eval/list_eval_partition.txt', '4\n', '5\n', 'partition.txt, line 1: expected the number of rows, 4'),
+    ('inshop', 'Eval/list_eval_partition.txt', ' query', ' probe', "partition.txt, line 5: expected a split of"),
+    ('inshop', 'Eval/list_eval_partition.txt', ' query', '', 'partition.txt, line 5: expected'),
+    ('inshop', 'Eval/list_eval_partition.txt', ' id_00000002 query', ' item2 query', 'partition.txt, line 5: expected an'),
+    ('inshop', 'Eval/list_eval_partition.txt', ' id_00000002 query', ' id_00000000 query', 'line 5: label -1'),
+    ('inshop', 'Eval/list_eval_partition.txt', '2/02_1', '2/01_1', 'partition.txt, line 6: image_name'),
+    ('inshop', 'Anno/list_bbox_inshop.txt', '2/01_1_front.jpg 3 1 1', '2/01_1_front.jpg 3 1 x', 'line 5: expected'),
+    ('inshop', 'Anno/list_bbox_inshop.txt', '2/01_1_front.jpg 3 1 1', '2/01_1_front.jpg 3 1 15', 'line 5: expected a box'),
+    ('inshop', 'Anno/list_bbox_inshop.txt', '2/01_1', '2/03_1', 'list_bbox_inshop.txt, line 5: image_name'),
+    ('aircraft', 'variants.txt', 'A320', 'A321', "trainval.txt, line 2: variant 'A320' is not in variants.txt"),
+    ('aircraft', 'variants.txt', 'A320\n', 'A320\nA321\n', "variants.txt, line 3: class 'A321' has no image"),
+    ('aircraft', 'variants.txt', 'A320\n', 'A320\nA320\n', "variants.txt, line 3: name 'A320' appears a second time"),
+    ('aircraft', 'images_variant_trainval.txt', ' A320', '', "trainval.txt, line 2: expected 'id name'"),
+    ('aircraft', 'images_variant_test.txt', '0037511 A320\n', '0037511 A320\n0034309 A320\n', 'test.txt, line 2: path'),
+    ('aircraft', 'images_box.txt', '0034958 1 2 16', '0034958 1 2 x', 'images_box.txt, line 2: expected'),
+    ('aircraft', 'images_box.txt', '0034958 1 2 16', '0034958 9 2 8', 'images_box.txt, line 2: expected a box'),
+    ('aircraft', 'images_box.txt', '0037511 1 2 16 12\n', '', 'images_box.txt: image 0037511 has no box')]
+
+
+@pytest.mark.parametrize('name,file,old,new,message', TEXT_FAULTS)
+def test_text_fault(lay_out, name, file, old, new, message):
+    root = lay_out(name)
+    text = (root/file).read_text()
+    assert text.count(old) >= 1
+    at = text.rindex(old) if old != '4\n' else 0
+    (root/file).write_text(text[:at] + new + text[at + len(old):])
+    refused(lambda: READ[name](root), ValueError, message, str(root))
+
+
+def test_cub_official_faults(lay_out):
+    root = lay_out('cub')
+    official = root/'train_test_split.txt'
+    official.write_text(CUB[official.name].replace('\n6 0', '\n6 2'))
+    refused(lambda: data.read_cub(root, 'official'), ValueError, 'train_test_split.txt, line 6', 'found 2')
+    official.write_text(CUB[official.name].replace('\n6 0', ''))
+    refused(lambda: data.read_cub(root, 'official'), ValueError, 'train_test_split.txt: image 6 has no split')
+    official.unlink()
+    refused(lambda: data.read_cub(root, 'official'), FileNotFoundError, 'train_test_split.txt: annotation file')
+
+
+def test_cub_splits_and_boxes(lay_out):
+    root = lay_out('cub')
+    table = data.read_cub(root)
+    assert table['split'].tolist() == ['train']*6 + ['test']*6
+    assert table[data.BOX].iloc[0].tolist() == [1, 2, 11, 11]
+    assert data.read_cub(root, 'official')['split'].tolist() == ['train', 'test']*6
+
+
+def test_cub_class_zero_without_names(lay_out):
+    root = lay_out('cub')
+    (root/'classes.txt').unlink()
+    (root/'image_class_labels.txt').write_text(CUB['image_class_labels.txt'].replace('\n3 1', '\n3 0'))
+    refused(lambda: data.read_cub(root), ValueError, 'image_class_labels.txt, line 3: expected a class from 1, found 0')
+
+
+def test_text_in_other_encodings(lay_out):
+    root = lay_out('cub')
+    (root/'images.txt').write_bytes(b'\xef\xbb\xbf' + CUB['images.txt'].replace('\n', '\r\n').encode() + b'\r\n\r\n')
+    assert len(data.read_cub(root)) == 12
+    (root/'images.txt').write_bytes(CUB['images.txt'].replace('003.Jay/7', '003.J\xe4y/7').encode('latin-1'))
+    refused(lambda: data.read_cub(root), FileNotFoundError, 'images.txt, line 7: no image')
+
+
+def test_one_class_has_no_zero_shot_split(lay_out):
+    root = lay_out('folder')
+    refused(lambda: data.read_folder(root/'..'/root.name/CLASSES[0]), ValueError, 'an image outside of a class folder')
+    (root/'only').mkdir()
+    (root/CLASSES[0]).rename(root/'only'/'x')
+    refused(lambda: data.read_folder(root/'only'), ValueError, 'zero-shot split needs 2 classes or more, found 1')
+
+
+CARS_FAULTS = [
+    (5, 0, 'record 3: class 0 has no name'),
+    (5, 5, 'record 3: class 5 has no name'),
+    (5, 'x', 'record 3: expected one each of'),
+    (5, np.array([]), 'record 3: expected one each of'),
+    (1, 15, 'record 3: expected a box x1 < x2'),
+    (0, 'car_ims/000001.jpg', "record 3: path 'car_ims/000001.jpg' appears a second time"),
+    (0, 'car_ims/000099.jpg', 'record 3: no image')]
+
+
+@pytest.mark.parametrize('field,value,message', CARS_FAULTS)
+def test_cars_fault(lay_out, field, value, message):
+    root, records = lay_out('cars'), cars_records()
+    records[2][field] = value
+    write_cars(root, records)
+    refused(lambda: data.read_cars(root), (ValueError, FileNotFoundError), f'cars_annos.mat, {message}')
+
+
+def test_cars_other_faults(lay_out):
+    root = lay_out('cars')
+    write_cars(root, cars_records(), names='ABCDE')
+    refused(lambda: data.read_cars(root), ValueError, "cars_annos.mat, class 5: class 'E' has no image")
+    write_cars(root, cars_records(), fields=['fname', *CARS_FIELDS[1:]])
+    refused(lambda: data.read_cars(root), ValueError, 'cars_annos.mat, record 1', 'relative_im_path')
+    savemat(root/'cars_annos.mat', {'names': [1]})
+    refused(lambda: data.read_cars(root), ValueError, 'cars_annos.mat: expected a .mat file', 'annotations')
+    for content in (b'', b'<html>', (root/'cars_annos.mat').read_bytes()[:150]):
+        (root/'cars_annos.mat').write_bytes(content)
+        refused(lambda: data.read_cars(root), ValueError, 'cars_annos.mat: expected a .mat file')
+
+
+def test_cars_order_and_splits(lay_out):
+    root, records = lay_out('cars'), cars_records()[::-1]
+    write_cars(root, records)
+    table = data.read_cars(root)
+    assert table['path'].tolist() == [r[0] for r in records]
+    assert table['split'].tolist() == ['test']*4 + ['train']*4
+    assert table[data.BOX].iloc[0].tolist() == [1, 2, 15, 12]
+    assert data.read_cars(root, 'official')['split'].tolist() == ['test', 'train']*4
+
+
+def test_sop_classes(lay_out):
+    table = data.read_sop(lay_out('sop'))
+    assert table['name'].tolist() == ['bicycle 1', 'bicycle 2', 'lamp 3', 'lamp 4']
+    assert table['split'].tolist() == ['train', 'train', 'test', 'test']
+
+
+def test_inshop_layouts(lay_out):
+    root = lay_out('inshop')
+    boxes = data.read_inshop(root)[data.BOX]
+    assert boxes.iloc[0].tolist() == [1, 2, 15, 12]
+    (root/'Eval'/'list_eval_partition.txt').rename(root/'list_eval_partition.txt')
+    (root/'Anno'/'list_bbox_inshop.txt').rename(root/'Eval'/'list_bbox_inshop.txt')
+    (root/'Img'/'img').rename(root/'img')
+    (root/'Img').rmdir()
+    table = data.read_inshop(root)
+    assert table['path'].tolist() == CLOTHES
+    assert table['split'].tolist() == ['train', 'train', 'query', 'gallery']
+    assert table['label'].tolist() == [0, 0, 1, 1]
+    pd.testing.assert_frame_equal(table[data.BOX], boxes)
+
+
+def test_aircraft_levels_and_boxes(lay_out):
+    root = lay_out('aircraft')
+    table = data.read_aircraft(root, 'family', 'official')
+    assert table['name'].tolist() == ['Boeing 747', 'A320', 'A320']
+    assert table['split'].tolist() == ['train', 'train', 'test']
+    assert table[data.BOX].iloc[0].tolist() == [0, 1, 16, 12]
+    refused(lambda: data.read_aircraft(root, 'genus'), ValueError, "level: expected one of", "found 'genus'")
+
+
+def test_folder_splits(lay_out):
+    root = lay_out('folder')
+    assert data.read_folder(root)['split'].tolist() == ['train']*4 + ['test']*4
+    assert set(data.read_folder(root, 'query')['split']) == {'query'}
+    for split, classes in {'train': CLASSES[:2], 'test': CLASSES[2:]}.items():
+        (root/split).mkdir()
+        for c in classes:
+            (root/c).rename(root/split/c)
+    table = data.read_folder(root)
+    assert dict(zip(table['name'], table['split'], strict=True)) == dict(
+        zip(CLASSES, ['train', 'train', 'test', 'test'], strict=True))
+    assert sorted(set(table['label'])) == [0, 1, 2, 3]
+    (root/'005.Owl').mkdir()
+    refused(lambda: data.read_folder(root), ValueError, "005.Owl: a class folder beside the split folder 'test'")
+
+
+def test_folder_faults(lay_out, tmp_path):
+    root = lay_out('folder')
+    (root/'005.Owl').mkdir()
+    (root/'005.Owl'/'Thumbs.db').write_text('')
+    refused(lambda: data.read_folder(root), ValueError, '005.Owl: a class folder without an image')
+    (root/'005.Owl'/'deeper').mkdir()
+    Image.new('RGB', (4, 4)).save(root/'005.Owl'/'deeper'/'A.PNG')
+    (root/'readme.txt').write_text('passed over')
+    (root/'._a.jpg').write_text('passed over')
+    (root/'.cache').mkdir()
+    assert data.read_folder(root)['path'].iloc[-1] == '005.Owl/deeper/A.PNG'
+    Image.new('RGB', (4, 4)).save(root/'stray.jpg')
+    refused(lambda: data.read_folder(root), ValueError, 'stray.jpg: an image outside of a class folder')
+    (tmp_path/'empty').mkdir()
+    refused(lambda: data.read_folder(tmp_path/'empty'), ValueError, 'empty: no class folder with images')
+
+
+TABLE_FAULTS = [
+    (dict(labels=[0, .5]), 'labels: expected integers'),
+    (dict(labels=['0', '1']), 'labels: expected integers'),
+    (dict(labels=[0, -1]), 'row 1: label -1 is negative'),
+    (dict(paths=['a', '/b']), "row 1: expected a path relative to the root, found '/b'"),
+    (dict(paths=['a', '']), 'row 1: expected a path'),
+    (dict(paths=['a', 'a']), "row 1: path 'a' appears"),
+    (dict(labels=[0, 0]), "row 1: class name 'y' differs"),
+    (dict(names=['x', 'x']), "row 1: class name 'x' belongs to another label"),
+    (dict(splits=['train', 'dev']), "row 1: expected a split of"),
+    (dict(boxes=[[0, 0, 1, 1], [0, 0, 1, 0]]), 'row 1: expected a box x1 < x2, y1 < y2, found 0 0 1 0'),
+    (dict(paths=[], labels=[], names=[], splits=[]), 'no images'),
+    (dict(names=['x']), 'length')]
+
+
+@pytest.mark.parametrize('fault,message', TABLE_FAULTS)
+def test_make_table_fault(tmp_path, fault, message):
+    good = dict(paths=['a', 'b'], labels=[0, 1], names=['x', 'y'], splits='train', root=tmp_path, dataset='x')
+    data.make_table(**good)
+    refused(lambda: data.make_table(**good | fault), ValueError, message)
+
+
+@pytest.fixture
+def picture():
+    "A picture with a dark upper left quarter, so that its orientation shows."
+    img = Image.new('RGB', (40, 30), (200, 120, 40))
+    img.paste((20, 30, 40), (0, 0, 20, 15))
+    return img
+
+
+def saved(path, img, **kwargs):
+    img.save(path, **kwargs)
+    return data.load_image(path)
+
+
+def near(img, xy, color, eps=6):
+    assert img.mode == 'RGB'
+    assert np.abs(np.subtract(img.getpixel(xy), color)).max() <= eps, img.getpixel(xy)
+
+
+@pytest.mark.parametrize('mode,ext', [('RGB', 'jpg'), ('RGB', 'png'), ('RGB', 'webp'), ('RGB', 'bmp'), ('RGB', 'tif'),
+                                      ('CMYK', 'jpg'), ('CMYK', 'tif'), ('YCbCr', 'jpg'), ('LAB', 'tif')])
+def test_color_kinds(tmp_path, picture, mode, ext):
+    img = picture
+    if mode == 'LAB':
+        from PIL import ImageCms
+        img = ImageCms.profileToProfile(img, ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB'),
+                                        outputMode='LAB')
+    out = saved(tmp_path/f'x.{ext}', img if mode == 'LAB' else img.convert(mode))
+    assert out.size == (40, 30)
+    near(out, (30, 20), (200, 120, 40), 12)
+    near(out, (5, 5), (20, 30, 40), 12)
+
+
+@pytest.mark.parametrize('mode,ext', [('L', 'jpg'), ('L', 'png'), ('1', 'png'), ('LA', 'png')])
+def test_grey_kinds(tmp_path, picture, mode, ext):
+    out = saved(tmp_path/f'x.{ext}', picture.convert('L').convert(mode, **({'dither': 0} if mode == '1' else {})))
+    near(out, (30, 20), (255,)*3 if mode == '1' else (picture.convert('L').getpixel((30, 20)),)*3)
+
+
+@pytest.mark.parametrize('ext', ['png', 'gif'])
+def test_palette(tmp_path, picture, ext):
+    near(saved(tmp_path/f'x.{ext}', picture.quantize(8)), (30, 20), (200, 120, 40))
+
+
+def test_transparency_goes_over_white(tmp_path, picture):
+    mask = Image.new('L', picture.size, 255)
+    mask.paste(0, (0, 0, 20, 30))
+    mask.paste(128, (20, 0, 40, 15))
+    rgba = picture.convert('RGBA')
+    rgba.putalpha(mask)
+    la = picture.convert('LA')
+    la.putalpha(mask)
+    for img in (saved(tmp_path/'rgba.png', rgba), saved(tmp_path/'rgba.webp', rgba, lossless=True)):
+        near(img, (5, 20), (255,)*3)
+        near(img, (30, 20), (200, 120, 40))
+        near(img, (30, 5), (227, 187, 147))
+    near(saved(tmp_path/'la.png', la), (5, 20), (255,)*3)
+    palette = picture.quantize(8)
+    clear = palette.getpixel((5, 5))
+    near(saved(tmp_path/'index.png', palette, transparency=clear), (5, 5), (255,)*3)
+    near(saved(tmp_path/'index.gif', palette, transparency=clear), (5, 5), (255,)*3)
+    near(saved(tmp_path/'bytes.png', palette, transparency=bytes([0 if i == clear else 255 for i in range(8)])), (5, 5),
+         (255,)*3)
+    near(saved(tmp_path/'key.png', picture, transparency=(20, 30, 40)), (5, 5), (255,)*3)
+
+
+@pytest.mark.parametrize('ext', ['png', 'tif'])
+def test_16_bit_is_scaled(tmp_path, ext):
+    values = np.array([[0, 257, 65535], [32768, 128, 129]], dtype=np.uint16)
+    out = saved(tmp_path/f'x.{ext}', Image.fromarray(values))
+    assert out.mode == 'RGB'
+    assert np.asarray(out)[..., 0].tolist() == [[0, 1, 255], [128, 0, 1]]
+
+
+def test_32_bit_integers_are_read_as_16(tmp_path):
+    out = saved(tmp_path/'x.tif', Image.fromarray(np.array([[0, 65535, -5, 99999]], dtype=np.int32)))
+    assert np.asarray(out)[0, :, 0].tolist() == [0, 255, 0, 255]
+
+
+def test_floating_point_is_refused(tmp_path):
+    Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path/'x.tif')
+    refused(lambda: data.load_image(tmp_path/'x.tif'), data.BadImage, 'x.tif: an image of floating-point numbers')
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('ext', ['jpg', 'png', 'webp'])
+def test_exif_orientation(tmp_path, picture, orientation, ext):
+    T = Image.Transpose
+    undo = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_90,
+            7: T.TRANSVERSE, 8: T.ROTATE_270}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = picture.transpose(undo[orientation]) if orientation > 1 else picture
+    out = saved(tmp_path/f'x.{ext}', stored, exif=exif)
+    assert out.size == (40, 30)
+    near(out, (5, 5), (20, 30, 40), 12)
+    near(out, (30, 20), (200, 120, 40), 12)
+    near(data.load_image(tmp_path/f'x.{ext}', box=(2, 2, 12, 12)), (5, 5), (20, 30, 40), 12)
+
+
+@pytest.mark.parametrize('exif', [b'Exif\0\0', b'Exif\0\0II*\0\xff\xff\xff\xff', b'Exif\0\0MM\0*\0\0\0\x08\xff\xff', b'junk'])
+def test_damaged_exif_is_read_or_named(tmp_path, picture, exif):
+    picture.save(tmp_path/'x.jpg', exif=exif)
+    try:
+        assert data.load_image(tmp_path/'x.jpg').size == (40, 30)
+    except data.BadImage as e:
+        assert 'x.jpg: ' in str(e)
+
+
+@pytest.mark.parametrize('ext', ['jpg', 'png', 'gif', 'webp', 'bmp', 'tif'])
+@pytest.mark.parametrize('part', [0, .1, .5, .9])
+def test_truncated(tmp_path, ext, part):
+    path = tmp_path/f'x.{ext}'
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:int(part*path.stat().st_size)])
+    refused(lambda: data.load_image(path), data.BadImage, f'{path}: ')
+
+
+@pytest.mark.parametrize('content', [b'', b'<html>404</html>', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'\0'*999])
+def test_not_an_image(tmp_path, content):
+    (tmp_path/'x.jpg').write_bytes(content)
+    refused(lambda: data.load_image(tmp_path/'x.jpg'), data.BadImage, 'x.jpg: ')
+
+
+def test_files_that_cannot_be_opened(tmp_path):
+    refused(lambda: data.load_image(tmp_path/'no.jpg'), FileNotFoundError, 'no.jpg')
+    refused(lambda: data.load_image(tmp_path), IsADirectoryError, str(tmp_path))
+
+
+def test_boxes(tmp_path, picture):
+    path = tmp_path/'x.png'
+    picture.save(path)
+    assert data.load_image(path, (10, 5, 30, 20)).size == (20, 15)
+    assert data.load_image(path, (-10, -5, 300, 200)).size == (40, 30)
+    refused(lambda: data.load_image(path, (40, 0, 50, 10)), data.BadImage, 'x.png: box 40 0 50 10 lies outside')
+    refused(lambda: data.load_image(path, (3.1, 0, 3.2, 10)), data.BadImage, 'x.png: box')
+
+
+def test_check_and_drop(tmp_path, picture):
+    names = [f'{i}.jpg' for i in range(40)]
+    for n in names:
+        picture.save(tmp_path/n)
+    (tmp_path/names[3]).write_bytes((tmp_path/names[3]).read_bytes()[:300])
+    (tmp_path/names[39]).unlink()
+    boxes = [[0, 0, 10, 10]]*39 + [[0, 0, 10, 10]]
+    boxes[7] = [50, 0, 60, 10]
+    table = data.make_table(names, [0]*40, ['a']*40, 'test', tmp_path, 'x', boxes)
+    for n_workers in (None, 1, 3):
+        bad = data.check_images(table, n_workers, progress=False)
+        assert bad.frame['row'].tolist() == [3, 39] and bad.frame['path'].tolist() == [names[3], names[39]]
+    bad = data.check_images(table, progress=False, crop=True)
+    assert bad and len(bad) == 3 and bad.n_checked == 40
+    assert '3 of 40 images cannot be read' in repr(bad) and 'row 7, 7.jpg: box 50 0 60 10 lies outside' in repr(bad)
+    good = data.drop_bad(table, bad)
+    assert good.index.tolist() == list(range(37)) and good.attrs == table.attrs
+    assert not data.check_images(good, progress=False, crop=True)
+    assert data.drop_bad(good, data.check_images(good, progress=False)).equals(good)
+
+
+def test_hold_out(tmp_path):
+    n = 20
+    table = data.make_table([f'{i}' for i in range(n)], [i//2 for i in range(n)], [f'c{i//2}' for i in range(n)],
+                            ['train']*10 + ['test']*10, tmp_path, 'x')
+    for fraction, classes in [(.2, 1), (.4, 2), (.01, 1), (.99, 4)]:
+        held = data.hold_out_classes(table, fraction)
+        assert held.loc[held['split'] == 'valid', 'label'].nunique() == classes
+        assert held[held['split'] == 'test'].equals(table[table['split'] == 'test'])
+    assert len({tuple(data.hold_out_classes(table, seed=s)['split']) for s in range(20)}) > 1
+    refused(lambda: data.hold_out_classes(held), ValueError, "have the split 'valid' already")
+    refused(lambda: data.hold_out_classes(table, 1), ValueError, 'fraction: expected')
+    refused(lambda: data.hold_out_classes(table[table['split'] == 'test']), ValueError, 'found 0')
+
+
+def test_write_atomic(tmp_path):
+    path = tmp_path/'new'/'x.npy'
+    with data.write_atomic(str(path)) as tmp:
+        assert tmp.parent == path.parent and tmp.suffix == '.npy'
+        np.save(tmp, np.arange(3))
+    with pytest.raises(KeyboardInterrupt):
+        with data.write_atomic(path) as tmp:
+            tmp.write_bytes(b'half')
+            raise KeyboardInterrupt
+    assert [f.name for f in path.parent.iterdir()] == ['x.npy'] and np.load(path).tolist() == [0, 1, 2]
+
+
+def test_shared_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv('FGIR_SHARED', str(tmp_path))
+    assert data.shared_dir() == tmp_path
+    monkeypatch.setenv('FGIR_SHARED', str(tmp_path/'no'))
+    assert data.shared_dir() is None
+    monkeypatch.delenv('FGIR_SHARED')
+    (tmp_path/'project'/'nbs').mkdir(parents=True)
+    (tmp_path/'project'/'pyproject.toml').write_text('[project]\nname = "fgir"\n')
+    monkeypatch.chdir(tmp_path/'project'/'nbs')
+    assert data.shared_dir() is None
+    (tmp_path/'shared').mkdir()
+    assert data.shared_dir() == tmp_path/'shared'
+
+
+@pytest.mark.data
+@pytest.mark.parametrize('read,folder,counts', [
+    (data.read_cub, 'CUB_100', {('test', 50): 2953, ('train', 50): 2949}),
+    (data.read_cars, 'cars', {('test', 98): 4092, ('train', 98): 4052})])
+def test_real(read, folder, counts):
+    shared = data.shared_dir()
+    if shared is None:
+        pytest.skip('the folder of real photographs (FGIR_SHARED) is absent')
+    table = read(shared/'data'/folder)
+    groups = table.groupby('split')['label'].agg(['nunique', 'size'])
+    assert {(s, r['nunique']): r['size'] for s, r in groups.iterrows()} == counts
