@@ -15,7 +15,9 @@ from statistics import median
 import pandas as pd
 import torch
 
-from fgir.data import image_path, load_row, make_table, read_cars, retrieval_dls, shared_dir, synth_dataset
+from fgir.data import image_path, load_row, make_table, read_cars, shared_dir
+from fgir.loaders import retrieval_dls
+from fgir.synth import synth_dataset
 
 
 def enlarged(table: pd.DataFrame, root: Path) -> pd.DataFrame:

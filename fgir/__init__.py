@@ -1,23 +1,27 @@
-"""Fine-grained image retrieval: find the photographs that show the same species, model or article.
+"""Fine-grained image retrieval: find the photographs that show the same species, model or article
 
-`import fgir` is light. The names below come from its modules, which load when one of them is asked for.
-"""
+Modules:
+
+- `fgir.learner`: A fastai Learner that trains for retrieval: Recall@K as a column, losses that own parameters, checkpoints without pickles, and runs that resume."""
+
 from importlib import import_module
 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "data": "read_cub read_cars read_sop read_inshop read_aircraft read_folder read_table write_table make_table hold_out_classes "
-            "check_images drop_bad load_image load_row show_images synth_dataset write_crops resize_cache download prepare "
-            "retrieval_dls table_dl get_transforms TRANSFORMS READERS",
-    "backbones": "create_backbone create_pool BACKBONES POOLS RetrievalNet Pooled save_model load_model count_parameters "
-                 "count_operations",
+    "data": "read_cub read_cars read_sop read_inshop read_aircraft read_folder make_table hold_out_classes "
+            "check_images drop_bad load_image load_row image_path show_images shared_dir",
+    "synth": "synth_dataset",
+    "formats": "read_table write_table write_crops download prepare READERS",
+    "loaders": "TRANSFORMS get_transforms retrieval_dls table_dl resize_cache",
+    "backbones": "create_backbone create_pool BACKBONES POOLS RetrievalNet Pooled save_model load_model "
+                 "count_parameters count_operations",
     "losses": "BatchHardTripletLoss LabelSmoothingCE",
     "metrics": "recall_at_k neighbours",
-    "features": "Features extract evaluate_recall show_neighbours save_retrieval_pictures",
-    "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest FreezeBN KeepState",
+    "features": "Features ColorHistogram extract evaluate_recall show_neighbours save_retrieval_pictures",
+    "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN step_schedule",
     "cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS save_cgd_results load_seed_weights",
-    "index": "Index",
+    "index": "Index show_search",
     "evaluation": "evaluate report",
     "cli": "",
 }

@@ -7,10 +7,10 @@ Docs: https://fgir.github.io/fgir/backbones.html.md"""
 # %% auto #0
 __all__ = ['BACKBONES', 'BVLC_GOOGLENET', 'BN_INCEPTION', 'POOLS', 'OPERATIONS', 'ConvReLU', 'InceptionV1', 'ResponseNorm',
            'BVLCGoogLeNet', 'BNInception', 'tokens_to_map', 'read_weights', 'load_weights', 'create_backbone', 'SPoC',
-           'MAC', 'AvgMax', 'GeM', 'create_pool', 'create_head', 'RetrievalNet', 'Pooled', 'save_model', 'class_path',
-           'build_model', 'read_record', 'read_tensors', 'load_model', 'count_parameters', 'count_operations']
+           'MAC', 'AvgMax', 'GeM', 'create_pool', 'create_head', 'RetrievalNet', 'Pooled', 'save_model', 'build_model',
+           'read_record', 'read_tensors', 'load_model', 'count_parameters', 'count_operations']
 
-# %% ../nbs/01_backbones.ipynb #054109bb
+# %% ../nbs/01_backbones.ipynb #d19b9550
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -25,12 +25,14 @@ from urllib.parse import urlparse
 import timm
 import torch
 from fastcore.basics import patch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
-from .data import IMAGENET_MEAN, IMAGENET_STD, write_atomic
+from .data import write_atomic
+from .loaders import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../nbs/01_backbones.ipynb #c703f857
 _OWN = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD, 'run': 'features', 'weights': None}
@@ -80,16 +82,16 @@ class InceptionV1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor: return torch.cat([branch(x) for branch in self.children()], 1)
 
-# %% ../nbs/01_backbones.ipynb #8f0472ff
+# %% ../nbs/01_backbones.ipynb #7601095d
 class ResponseNorm(nn.Module):
     "Local response normalization over 5 channels: `nn.LocalResponseNorm(5, 1e-4, .75, 1.)` as a banded convolution."
     def __init__(self, channels: int):
         super().__init__()
         i = torch.arange(channels)
-        band = ((i[:, None] - i).abs() <= 2)*(1e-4/5)
+        band = ((i[:, None] - i).abs() <= 2).float()
         self.register_buffer('band', band[:, :, None, None], persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor: return x*(1 + F.conv2d(x*x, self.band)).pow(-.75)
+    def forward(self, x: Tensor) -> Tensor: return x*(1 + F.conv2d((x*(1e-4/5)**.5).square(), self.band)).pow(-.75)
 
 # %% ../nbs/01_backbones.ipynb #319a8663
 class BVLCGoogLeNet(nn.Module):
@@ -250,7 +252,7 @@ def _as_backbone(net: nn.Module, run: str, name: str, last_strides: tuple[int, i
     net.name, net.config = name, {'name': name, 'last_strides': list(last_strides) if last_strides else None}
     return net
 
-# %% ../nbs/01_backbones.ipynb #15870a0d
+# %% ../nbs/01_backbones.ipynb #d2adcbc0
 def _build_timm(name: str, pretrained: bool) -> nn.Module:
     "Network of timm, with its own pretrained weights if asked, without its head."
     if not timm.is_model(name): raise ValueError(_unknown_name(name))
@@ -258,6 +260,7 @@ def _build_timm(name: str, pretrained: bool) -> nn.Module:
     try: net = timm.create_model(name, global_pool='', **kwargs)
     except AssertionError: net = timm.create_model(name, **kwargs)
     except RuntimeError as e: raise ValueError(f'timm model {name}: {e}') from e
+    except OSError as e: raise OSError(f'timm model {name}: no weights ({_first_line(e)}); pass weights=FILE') from e
     head = getattr(net, 'head', None)
     if isinstance(head, nn.Module) and net.get_classifier() in head.modules(): net.head = nn.Identity()
     given, tag = net.pretrained_cfg, net.pretrained_cfg.get('tag')
@@ -445,7 +448,7 @@ class Pooled(nn.Module):
         maps = self.backbone(x)
         return {name: F.normalize(pool(maps), dim=-1) for name, pool in self.pools.items()}
 
-# %% ../nbs/01_backbones.ipynb #e1bcb711
+# %% ../nbs/01_backbones.ipynb #1ffb6064
 def _model_path(path: str | Path) -> Path:
     path = Path(path)
     return path if path.suffix == '.safetensors' else path.with_name(f'{path.name}.safetensors')
@@ -456,21 +459,19 @@ def save_model(
     extra_tensors: dict[str, Tensor] | None = None, # kept in the same file, under names with a '/'; not the model's
     **record, # further facts for the record, JSON: epoch=3, data='cub'
 ) -> Path: # the file of tensors
-    "Save `model` as .safetensors with a JSON record of the same name beside it, replacing what is there."
+    "Save `model` as .safetensors with its record inside, and a readable copy of that beside it, replacing what is there."
     path, extra = _model_path(path), extra_tensors or {}
-    record = {**record, 'class': class_path(model), 'config': getattr(model, 'config', None)}
+    public_name = getattr(model, 'class_path', f'{type(model).__module__}.{type(model).__qualname__}')
+    record = {**record, 'class': public_name, 'config': getattr(model, 'config', None)}
     _class_of(record, path)
     if any('/' not in name for name in extra): raise ValueError("extra_tensors: give every name a '/', as in train/x")
     text = json.dumps(record, indent=1)
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
                for k, v in {**model.state_dict(), **extra}.items()}
-    with write_atomic(path) as tmp: save_file(tensors, tmp)
-    with write_atomic(path.with_suffix('.json')) as tmp: tmp.write_text(text, encoding='utf-8')
+    with write_atomic(path.with_suffix('.json')) as copy, write_atomic(path) as file:
+        save_file(tensors, file, {'record': text})
+        copy.write_text(text + '\n', encoding='utf-8')
     return path
-
-def class_path(model: nn.Module) -> str:
-    "Public name of a model's class: its attribute `class_path`, else its module and name."
-    return getattr(model, 'class_path', f'{type(model).__module__}.{type(model).__qualname__}')
 
 # %% ../nbs/01_backbones.ipynb #93cca95c
 def _class_of(record: dict, source: str | Path) -> type:
@@ -491,21 +492,22 @@ def build_model(record: dict, source: str | Path = 'record') -> nn.Module:
     try: return cls(**{**config, 'backbone': create_backbone(**config['backbone'], pretrained=False)})
     except TypeError as e: raise ValueError(f'{source}: {record["class"]} does not take its settings ({e})') from e
 
-# %% ../nbs/01_backbones.ipynb #9d8c227a
+# %% ../nbs/01_backbones.ipynb #47710840
 def read_record(path: str | Path) -> dict:
     "Read the record of a saved model: its class, its settings and whatever facts it was saved with."
-    path = _model_path(path).with_suffix('.json')
-    if not path.is_file(): raise FileNotFoundError(f'{path}: no such record of a saved model')
-    try: record = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path}: not JSON ({_first_line(e)})') from e
-    if not isinstance(record, dict) or 'class' not in record: raise ValueError(f'{path}: not the record of a model')
+    path = _model_path(path)
+    if not path.is_file(): raise FileNotFoundError(f'{path}: no such saved model')
+    try:
+        with safe_open(path, 'pt') as f: record = json.loads((f.metadata() or {}).get('record', 'null'))
+    except Exception as e: raise ValueError(f'{path}: not a whole saved model ({_first_line(e)})') from e
+    if not isinstance(record, dict) or 'class' not in record: raise ValueError(f'{path}: not a model that fgir saved')
     return record
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     "Read all tensors of a saved model, the extra ones too, and its record."
     path = _model_path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path}: no such saved model')
-    return read_weights(path), read_record(path)
+    record = read_record(path)
+    return read_weights(path), record
 
 def load_model(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:
     "Load a model that `save_model` wrote, on `device` and in evaluation mode."

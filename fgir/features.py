@@ -8,7 +8,7 @@ Docs: https://fgir.github.io/fgir/features.html.md"""
 __all__ = ['FORMAT', 'Features', 'evaluating', 'extract', 'ColorHistogram', 'sides', 'evaluate_recall', 'show_neighbours',
            'save_retrieval_pictures']
 
-# %% ../nbs/03a_features.ipynb #c729ec62
+# %% ../nbs/03a_features.ipynb #d605d58b
 import json
 import os
 import shutil
@@ -16,8 +16,9 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,12 +33,11 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from . import __version__
-from fgir.data import (
-    IMAGENET_MEAN, IMAGENET_STD, TRANSFORMS, RetrievalDL, image_path, load_row, table_dl, write_atomic,
-)
+from .data import image_path, load_row, write_atomic
+from .loaders import IMAGENET_MEAN, IMAGENET_STD, TRANSFORMS, RetrievalDL, table_dl
 from .metrics import neighbours, recall_at_k
 
-# %% ../nbs/03a_features.ipynb #7fdc6bf5
+# %% ../nbs/03a_features.ipynb #39c09951
 @dataclass(repr=False)
 class Features:
     "Named (N, D) float arrays, row-aligned with a table, and the record of how they were made."
@@ -50,7 +50,7 @@ class Features:
         self.table = self.table.reset_index(drop=True)
         for name, a in self.arrays.items():
             if a.ndim != 2 or len(a) != len(self.table) or a.dtype.kind != "f":
-                raise ValueError(f"array {name!r}: {a.dtype} {a.shape}, but the table needs floats ({len(self.table)}, D)")
+                raise ValueError(f"array {name!r}: {a.dtype} {a.shape}, the table needs floats ({len(self.table)}, D)")
 
     @property
     def names(self) -> list[str]: return list(self.arrays)
@@ -122,12 +122,12 @@ def save(
     with write_atomic(path) as tmp: save_file(tensors, tmp, metadata)
     return path
 
-# %% ../nbs/03a_features.ipynb #f619bf23
+# %% ../nbs/03a_features.ipynb #5c518ab5
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?"} | {
     f"{kind.upper()}{8 * size}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 
 def _header(path: Path) -> tuple[dict, dict, int]:
-    "Metadata, tensors, and the byte at which the data begin; ValueError if the file is not one of Features, or cut off."
+    "Metadata, tensors, and where the data begin; ValueError if the file is not one of Features, or cut off."
     try:
         with safe_open(path, framework="numpy") as f: metadata = f.metadata() or {}
     except SafetensorError as e:
@@ -196,8 +196,8 @@ def _device(descriptor: Callable) -> torch.device:
     if not isinstance(descriptor, nn.Module): return torch.device("cpu")
     return next((t.device for t in [*descriptor.parameters(), *descriptor.buffers()]), torch.device("cpu"))
 
-# %% ../nbs/03a_features.ipynb #753f4279
-def _collect(batches: Iterator[tuple[int, dict[str, Tensor]]], table: pd.DataFrame, dtype: str) -> dict[str, np.ndarray]:
+# %% ../nbs/03a_features.ipynb #de9df9e1
+def _collect(batches: Iterator[tuple[int, dict]], table: pd.DataFrame, dtype: str) -> dict[str, np.ndarray]:
     "Put named batches of vectors, each with its first row, into arrays as long as the table."
     arrays = {}
     for start, named in batches:
@@ -220,13 +220,13 @@ def _batches(descriptor: Callable, dl: RetrievalDL, device: torch.device, progre
         yield start, _named(descriptor(x), len(x))
         start += len(x)
 
-# %% ../nbs/03a_features.ipynb #8bb7bb69
+# %% ../nbs/03a_features.ipynb #d5e7c325
 def _record(descriptor: Callable, table: pd.DataFrame, **made: object) -> dict:
     "How features are made, in JSON's types."
     cls = descriptor if isinstance(descriptor, type(_record)) else type(descriptor)
     return dict(model=f"{cls.__module__}.{cls.__qualname__}", config=getattr(descriptor, "config", None),
                 dataset=table.attrs.get("dataset"), **made, fgir=__version__, torch=torch.__version__,
-                date=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+                date=datetime.now().astimezone().isoformat(timespec="seconds"))
 
 def _loader_record(dl: RetrievalDL) -> dict:
     "The transform and crop of a loader; ValueError unless it goes through its rows in order."
@@ -282,11 +282,12 @@ class ColorHistogram(nn.Module):
         share = torch.full_like(cells, 1 / cells.shape[1], dtype=torch.float32)
         return {"color": share.new_zeros(len(x), self.bins**3).scatter_add_(1, cells, share).sqrt()}
 
-# %% ../nbs/03a_features.ipynb #5fdc1a12
+# %% ../nbs/03a_features.ipynb #a28364cd
 def sides(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
     "Rows of the queries and rows of the gallery, which is None where all rows are searched among each other."
     query, gallery = (np.flatnonzero(table["split"] == s) for s in ("query", "gallery"))
-    if bool(len(query)) != bool(len(gallery)): raise ValueError("table: queries without a gallery, or the other way round")
+    if (len(query) > 0) != (len(gallery) > 0):
+        raise ValueError("table: queries without a gallery, or the other way round")
     return (query, gallery) if len(query) else (np.arange(len(table)), None)
 
 def evaluate_recall(
@@ -301,18 +302,22 @@ def evaluate_recall(
         a = features[name]
         among = (None, None) if gallery is None else (a[gallery], labels[gallery])
         found = recall_at_k(a if gallery is None else a[query], labels[query], *among, ks, metric)
-        rows.append(dict(descriptor=name, dim=a.shape[1], metric=metric, n_queries=len(query),
-                         n_gallery=len(query) - 1 if gallery is None else len(gallery)) | {f"R@{k}": r for k, r in found.items()})
+        n_gallery = len(query) - 1 if gallery is None else len(gallery)
+        about = dict(descriptor=name, dim=a.shape[1], metric=metric, n_queries=len(query), n_gallery=n_gallery)
+        rows.append(about | {f"R@{k}": r for k, r in found.items()})
     return pd.DataFrame(rows)
 
-# %% ../nbs/03a_features.ipynb #04e9ed33
-def _draw(ax: plt.Axes, image: Image.Image, title: str, color: str | None) -> None:
-    "An image in a colored frame, or in none."
+# %% ../nbs/03a_features.ipynb #71c681a6
+def _draw(ax: plt.Axes, image: Image.Image, name: str, color: str | None = None, score: float | None = None) -> None:
+    "An image under its class name, in a colored frame or in none, over a score."
+    width = int(ax.get_figure().get_size_inches()[0] / ax.get_gridspec().ncols * 16)
     ax.imshow(image)
     ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=7, color=color or "black", pad=3)
+    ax.set_title("\n".join(wrap(name.replace("_", " "), width, max_lines=2, placeholder="…")), fontsize=7, pad=3)
+    if score is not None: ax.set_xlabel(f"{score:.2f}", fontsize=7, labelpad=2)
     for spine in ax.spines.values(): spine.set(visible=color is not None, color=color, linewidth=3)
 
+# %% ../nbs/03a_features.ipynb #87eabfb0
 def show_neighbours(
     table: pd.DataFrame,  # of the queries
     queries: Sequence[int] | Tensor,  # (Q,) rows of the table
@@ -328,13 +333,13 @@ def show_neighbours(
     if indices.ndim != 2 or len(indices) != len(queries) or not len(queries):
         raise ValueError(f"indices of shape {indices.shape} for {len(queries)} queries, instead of ({len(queries)}, k)")
     fig, axs = plt.subplots(len(queries), indices.shape[1] + 1, squeeze=False, layout="constrained",
-                            figsize=(cell * (indices.shape[1] + 1), (cell + .25) * len(queries)))
+                            figsize=(cell * (indices.shape[1] + 1), (cell + .35) * len(queries)))
     for i, (q, found) in enumerate(zip(queries.tolist(), indices.tolist(), strict=True)):
-        _draw(axs[i, 0], load_row(table, q, crop), table["name"].iat[q], None)
+        _draw(axs[i, 0], load_row(table, q, crop), table["name"].iat[q])
         for j, row in enumerate(found):
-            right = table["label"].iat[q] == gallery["label"].iat[row]
-            title = gallery["name"].iat[row] if scores is None else f"{gallery['name'].iat[row]}  {float(scores[i][j]):.2f}"
-            _draw(axs[i, j + 1], load_row(gallery, row, crop), title, "green" if right else "red")
+            color = "green" if table["label"].iat[q] == gallery["label"].iat[row] else "red"
+            score = None if scores is None else float(scores[i][j])
+            _draw(axs[i, j + 1], load_row(gallery, row, crop), gallery["name"].iat[row], color, score)
     plt.close(fig)
     return fig
 

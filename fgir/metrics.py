@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/03_metrics.ipynb #43ac1232
-BLOCK = 8192
+# %% ../nbs/03_metrics.ipynb #a9a8cb3b
+BLOCK = 4096
 METRICS = ("cosine", "dot", "euclidean")
 
 def _tensor(x: Tensor | np.ndarray, name: str) -> Tensor:

@@ -1,4 +1,7 @@
-"""README.md is nbs/index.ipynb as Markdown: `python tests/readme.py` writes it where Quarto (`nbdev-readme`) is not at hand."""
+"""README.md is nbs/index.ipynb as Markdown.
+
+Quarto makes it (`nbdev-readme`); `python tests/readme.py` does where Quarto is not at hand.
+"""
 import base64
 import json
 import os

@@ -66,7 +66,8 @@ def test_listed_networks_give_maps(name):
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'resnext50_32x4d'])
-@pytest.mark.parametrize('strides, sides', [((2, 2), (14, 7)), ((1, 2), (28, 14)), ((2, 1), (14, 14)), ((1, 1), (28, 28))])
+@pytest.mark.parametrize('strides, sides', [((2, 2), (14, 7)), ((1, 2), (28, 14)), ((2, 1), (14, 14)),
+                                            ((1, 1), (28, 28))])
 def test_last_strides(name, strides, sides):
     net, seen = meta(name, last_strides=strides), []
     net.layer3.register_forward_hook(lambda m, args, out: seen.append(out.shape[-1]))
@@ -108,12 +109,22 @@ def test_own_networks_classify_with_the_same_features(cls, name, parameters):
         torch.testing.assert_close(head(net(x).mean((-2, -1))), whole(x))
 
 
+def test_response_norm_is_that_of_torch():
+    torch.manual_seed(0)
+    x, norm = 30*torch.randn(2, 7, 5, 5), bb.ResponseNorm(7)
+    torch.testing.assert_close(norm(x), nn.LocalResponseNorm(5, alpha=1e-4, beta=.75, k=1.)(x))
+    assert not norm.state_dict()
+    big = 20*x
+    torch.testing.assert_close(norm.half()(big.half()).float(), norm.float()(big), rtol=2e-2, atol=.5)
+
+
 def test_bn_inception_takes_rgb_and_turns_it_into_bgr():
     net, seen = random_net('bn_inception'), []
     net.conv1_7x7_s2.register_forward_hook(lambda m, args, out: seen.append(args[0]))
     rgb = torch.rand(1, 3, 32, 32)
     net((rgb - torch.tensor(net.mean)[:, None, None])/torch.tensor(net.std)[:, None, None])
-    torch.testing.assert_close(seen[0], 255*rgb.flip(1) - torch.tensor([104., 117, 128])[:, None, None], rtol=0, atol=1e-3)
+    expected = 255*rgb.flip(1) - torch.tensor([104., 117, 128])[:, None, None]
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-3)
 
 
 def test_bn_inception_names_and_width():
@@ -164,16 +175,26 @@ def test_swin_map_has_channels_first():
 
 def test_timm_networks_without_a_map_are_named():
     net = meta('levit_128')
-    with pytest.raises(ValueError, match=r'levit_128.*no feature map: \(1, 16, 384\) for an input of \(224, 224\) pixels'):
+    with pytest.raises(ValueError, match=r'levit_128.*no feature map: \(1, 16, 384\) for .* \(224, 224\) pixels'):
         net(torch.empty(1, 3, 224, 224, device='meta'))
 
 
 def test_unknown_names_and_tags():
-    with pytest.raises(ValueError, match='unknown backbone .resnet51.*resnet50.*bvlc_googlenet'): create_backbone('resnet51')
+    with pytest.raises(ValueError, match='.resnet51.*did you mean.*resnet50.*Known are.*bvlc_googlenet'):
+        create_backbone('resnet51')
     with pytest.raises(ValueError, match='bogus'): create_backbone('test_vit', weights='bogus')
     with pytest.raises(ValueError, match='last_strides'): create_backbone('googlenet', False, last_strides=(1, 2))
     with pytest.raises(ValueError, match='last_strides'): create_backbone('test_resnet', False, last_strides=(1, 2))
     with pytest.raises(ValueError, match='each 1 or 2'): create_backbone('resnet18', False, last_strides=(1, 3))
+
+
+def test_weights_that_timm_cannot_get(monkeypatch):
+    name = 'swinv2_cr_tiny_224'
+    with pytest.raises(ValueError, match=f'{name}: No pretrained weights'): create_backbone(name)
+    def offline(*args, **kwargs): raise FileNotFoundError('not in the cache\nand more lines')
+    monkeypatch.setattr(timm, 'create_model', offline)
+    with pytest.raises(OSError, match=r'test_vit: no weights \(not in the cache\); pass weights=FILE'):
+        create_backbone('test_vit')
 
 
 def test_timm_tag_is_asked_for_by_name(monkeypatch):
@@ -197,7 +218,7 @@ def same(a, b): return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state
 @pytest.mark.parametrize('pack', [lambda s: s, lambda s: {'state_dict': s}, lambda s: {'model': s, 'epoch': 3},
                                   lambda s: {'model_state_dict': s, 'optimizer': {'lr': .1}},
                                   lambda s: {'state_dict': {f'module.{k}': v for k, v in s.items()}},
-                                  lambda s: {**{f'backbone.{k}': v for k, v in s.items()}, 'head.linear.weight': torch.ones(3)},
+                                  lambda s: {**{f'backbone.{k}': v for k, v in s.items()}, 'head.x': torch.ones(3)},
                                   lambda s: {**s, 'fc.weight': torch.zeros(7, 512), 'fc.bias': torch.zeros(7)}])
 def test_pth_files(tmp_path, pack):
     net = random_net()
@@ -225,8 +246,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     def refused(changed, words):
         torch.save(changed, tmp_path/'a.pth')
         with pytest.raises(ValueError, match=words): create_backbone('resnet18', weights=tmp_path/'a.pth')
-    refused({k: v for k, v in state.items() if 'layer4.1' not in k}, r'a\.pth.*resnet18, 10 keys: layer4\.1\.conv1.weight missing')
-    refused({**state, 'conv1.weight': torch.zeros(64, 3, 3, 3)}, r'1 keys: conv1\.weight is \(64, 3, 3, 3\), not \(64, 3, 7, 7\)')
+    refused({k: v for k, v in state.items() if 'layer4.1' not in k},
+            r'a\.pth.*resnet18, 10 keys: layer4\.1\.conv1.weight missing')
+    refused({**state, 'conv1.weight': torch.zeros(64, 3, 3, 3)},
+            r'1 keys: conv1\.weight is \(64, 3, 3, 3\), not \(64, 3, 7, 7\)')
     refused({**state, 'layer9.weight': torch.zeros(1)}, r'1 keys: layer9\.weight unknown')
     refused({}, 'no tensors')
     refused([1, 2], 'no tensors')
@@ -277,7 +300,7 @@ def test_addresses_are_fetched_once_and_checked(tmp_path, monkeypatch):
     root = f'http://127.0.0.1:{server.server_port}'
     try:
         assert same(net, create_backbone('resnet18', weights=f'{root}/a.safetensors'))
-        with pytest.raises(OSError, match='b-00000000.pth.*hash'): create_backbone('resnet18', weights=f'{root}/b-00000000.pth')
+        with pytest.raises(OSError, match='b-00000000.pth.*hash'): read_weights(f'{root}/b-00000000.pth')
         with pytest.raises(OSError, match='gone.pth.*404.*weights=FILE'): read_weights(f'{root}/gone.pth')
     finally: server.shutdown()
     assert same(net, create_backbone('resnet18', weights=f'{root}/a.safetensors'))
@@ -291,14 +314,16 @@ GOLDEN = {'S': (1.5, 1.25), 'M': (3., 4.), 'G': (2.080083823, 2.532898510), 'avg
 @pytest.mark.parametrize('name', POOLS)
 def test_pooling_golden_values(name):
     maps = torch.tensor([[[[0., 1], [2, 3]], [[4, 0], [0, 1]]]], dtype=torch.float64)
-    torch.testing.assert_close(create_pool(name)(maps), torch.tensor([GOLDEN[name]], dtype=torch.float64), rtol=0, atol=1e-8)
+    expected = torch.tensor([GOLDEN[name]], dtype=torch.float64)
+    torch.testing.assert_close(create_pool(name)(maps), expected, rtol=0, atol=1e-8)
 
 
 def test_unknown_pooling():
     with pytest.raises(ValueError, match="'Q'.*S, M, G, avg\\+max"): create_pool('Q')
 
 
-maps_strategy = arrays(np.float32, st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
+sides = st.integers(1, 4)
+maps_strategy = arrays(np.float32, st.tuples(st.integers(1, 2), st.integers(1, 3), sides, sides),
                        elements=st.floats(-100, 100, width=32) | st.just(0.))
 
 
@@ -329,7 +354,8 @@ def test_an_empty_map_trains_without_nan(name):
 
 # --- RetrievalNet, Pooled ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('kwargs, width', [({}, 512), ({'dim': 16, 'pool': 'avg+max'}, 16), ({'dim': None, 'pool': 'M'}, 512),
+@pytest.mark.parametrize('kwargs, width', [({}, 512), ({'dim': 16, 'pool': 'avg+max'}, 16),
+                                           ({'dim': None, 'pool': 'M'}, 512),
                                            ({'dim': 8, 'layer_norm': True, 'dropout': .5, 'bias': False}, 8)])
 def test_embeddings_are_unit(kwargs, width):
     net = RetrievalNet(random_net(), **kwargs).eval()
@@ -357,7 +383,7 @@ def test_pooled_is_a_descriptor():
 
 # --- saved models -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('make', [lambda: RetrievalNet(random_net(last_strides=(1, 2)), pool='G', dim=6, layer_norm=True),
+@pytest.mark.parametrize('make', [lambda: RetrievalNet(random_net(last_strides=(1, 2)), 'G', dim=6, layer_norm=True),
                                   lambda: RetrievalNet(random_net('test_vit'), dim=None, dropout=.2),
                                   lambda: Pooled(random_net('squeezenet1_1'), ('S', 'M'))])
 def test_saved_models_come_back(tmp_path, make):
@@ -392,41 +418,55 @@ def test_a_failed_save_leaves_the_former_one(tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def with_record(source, path, record):
+    "Copy a saved model with another record in its header."
+    save_file(load_file(source), path, {'record': record})
+
+
 def test_files_that_are_no_saved_models(tmp_path):
     good = save_model(RetrievalNet(random_net('squeezenet1_1'), dim=8), tmp_path/'good')
     record = read_record(good)
     with pytest.raises(FileNotFoundError, match='gone'): load_model(tmp_path/'gone')
-    bad, text = tmp_path/'bad.safetensors', tmp_path/'bad.json'
-    def refused(words, error=ValueError):
-        with pytest.raises(error, match=words) as e: load_model(bad)
+    bad = tmp_path/'bad.safetensors'
+    def refused(words):
+        with pytest.raises(ValueError, match=words) as e: load_model(bad)
         assert '\n' not in str(e.value)
-    bad.write_bytes(good.read_bytes())
-    refused('bad.json', FileNotFoundError)
     for content in ('', '{', '[]', '{}', '"class"'):
-        text.write_text(content)
-        refused('bad.json')
-    text.write_text(json.dumps({**record, 'config': {**record['config'], 'dim': 9}}))
+        with_record(good, bad, content)
+        refused('bad.safetensors: not a')
+    with_record(good, bad, json.dumps({**record, 'config': {**record['config'], 'dim': 9}}))
     refused('bad.safetensors: tensors do not fit the record.*head.linear.weight')
-    text.write_text(json.dumps({**record, 'config': {**record['config'], 'colour': 'red'}}))
+    with_record(good, bad, json.dumps({**record, 'config': {**record['config'], 'colour': 'red'}}))
     refused('bad.safetensors.*colour')
-    text.write_text(json.dumps(record))
     bad.write_bytes(good.read_bytes()[:9999])
-    refused('bad.safetensors')
+    refused('bad.safetensors: not a whole')
     save_file({'a': torch.zeros(2)}, bad)
+    refused('bad.safetensors: not a model')
+    save_file({'a': torch.zeros(2)}, bad, {'record': json.dumps(record)})
     refused('bad.safetensors: tensors do not fit')
 
 
-@pytest.mark.parametrize('name', ['os.system', 'torch.nn.Linear', 'fgir.backbones.create_backbone', 'fgir.backbones.nn.Linear',
-                                  'fgir.backbones.Tensor', 'fgir.backbones.nn', 'fgir.nosuch.Net', 'fgirx.Net', '', None])
+def test_the_copy_of_the_record_is_for_people_only(tmp_path):
+    path = save_model(RetrievalNet(random_net('squeezenet1_1'), dim=8), tmp_path/'m', epoch=2)
+    assert json.loads(path.with_suffix('.json').read_text()) == read_record(path)
+    path.with_suffix('.json').unlink()
+    assert read_record(path)['epoch'] == 2 and load_model(path).config['dim'] == 8
+
+
+@pytest.mark.parametrize('name', ['os.system', 'torch.nn.Linear', 'fgir.backbones.create_backbone',
+                                  'fgir.backbones.nn.Linear', 'fgir.backbones.Tensor', 'fgir.backbones.nn',
+                                  'fgir.backbones.BNInception', 'fgir.nosuch.Net', 'fgirx.Net', '', None])
 def test_only_models_of_fgir_are_built(tmp_path, name):
     good = save_model(RetrievalNet(random_net('squeezenet1_1'), dim=8), tmp_path/'good')
-    good.with_suffix('.json').write_text(json.dumps({**read_record(good), 'class': name}))
-    with pytest.raises(ValueError, match='good.safetensors'): load_model(good)
+    bad = tmp_path/'bad.safetensors'
+    with_record(good, bad, json.dumps({**read_record(good), 'class': name}))
+    with pytest.raises(ValueError, match='bad.safetensors'): load_model(bad)
 
 
 def test_what_cannot_be_saved(tmp_path):
     with pytest.raises(ValueError, match='Linear'): save_model(nn.Linear(2, 2), tmp_path/'m')
-    with pytest.raises(ValueError, match="'/'"): save_model(RetrievalNet(random_net()), tmp_path/'m', {'step': torch.ones(1)})
+    with pytest.raises(ValueError, match="'/'"):
+        save_model(RetrievalNet(random_net()), tmp_path/'m', {'step': torch.ones(1)})
     assert not list(tmp_path.iterdir())
 
 
@@ -445,9 +485,12 @@ class SeedModel(nn.Module):
         return [r(pooled) for r in self.reductions], self.classifier(pooled)
 
 
-SEED_TABLE = {('resnet50', 98): (26_858_658, 10_644_007_424), ('resnet50', 100): (26_862_756, 10_644_015_616),
-              ('resnet50', 11318): (49_848_438, 10_689_964_544), ('resnet50', 3997): (34_847_709, 10_659_977_728),
-              ('resnext50_32x4d', 98): (26_330_530, 10_839_894_528), ('resnext50_32x4d', 100): (26_334_628, 10_839_902_720),
+SEED_TABLE = {('resnet50', 98): (26_858_658, 10_644_007_424),
+              ('resnet50', 100): (26_862_756, 10_644_015_616),
+              ('resnet50', 11318): (49_848_438, 10_689_964_544),
+              ('resnet50', 3997): (34_847_709, 10_659_977_728),
+              ('resnext50_32x4d', 98): (26_330_530, 10_839_894_528),
+              ('resnext50_32x4d', 100): (26_334_628, 10_839_902_720),
               ('resnext50_32x4d', 11318): (49_320_310, 10_885_851_648),
               ('resnext50_32x4d', 3997): (34_319_581, 10_855_864_832)}
 
@@ -460,7 +503,7 @@ def test_table_of_the_seed(name, n_classes):
 
 @pytest.mark.parametrize('name, kwargs, macs', [('resnet50', {'last_strides': (1, 2)}, 10_599_579_648),
                                                 ('resnext50_32x4d', {'last_strides': (1, 2)}, 10_784_227_328),
-                                                ('bvlc_googlenet', {}, None), ('test_efficientnet', {}, None)])
+                                                ('bn_inception', {}, None), ('test_efficientnet', {}, None)])
 def test_convolutions_are_counted_as_torch_counts_them(name, kwargs, macs):
     net, size = meta(name, **kwargs), 160 if name.startswith('test') else 224
     with FlopCounterMode(display=False) as counter: net(torch.empty(1, 3, size, size, device='meta'))

@@ -23,23 +23,25 @@ from scipy.io import savemat
 
 import fgir.data as data
 from fgir.data import (
-    CFGA_FILES,
     SOURCES,
     BadImage,
     check_images,
-    download,
     drop_bad,
-    extract_archive,
     image_path,
     load_image,
     make_table,
+    read_cub,
+    read_inshop,
+    read_sop,
+)
+from fgir.formats import (
+    CFGA_FILES,
+    download,
+    extract_archive,
     prepare,
     read_cars_devkit,
     read_cfga_json,
     read_cgd_dicts,
-    read_cub,
-    read_inshop,
-    read_sop,
     read_table,
     write_cfga_json,
     write_cgd_dicts,

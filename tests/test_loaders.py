@@ -16,22 +16,20 @@ from torch import distributed
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from fgir.data import (
+from fgir.data import BadImage, image_path, load_row
+from fgir.loaders import (
     TRANSFORMS,
-    BadImage,
     ImageCache,
     RetrievalDL,
     TableImages,
     get_transforms,
-    image_path,
-    load_row,
     pk_rows,
     resize_cache,
     retrieval_dls,
     seeded,
-    synth_dataset,
     table_dl,
 )
+from fgir.synth import synth_dataset
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=15)
 

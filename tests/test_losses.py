@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from fgir.losses import BatchHardTripletLoss, LabelSmoothingCE, hardest_pairs
 
-
 def wave(rows, cols, a, b):
     i, j = torch.arange(rows, dtype=torch.float64)[:, None], torch.arange(cols, dtype=torch.float64)[None]
     return torch.sin(a * (i + 1) * (j + 1) + b * (i - j))

@@ -54,7 +54,7 @@ metric_names = st.sampled_from(["cosine", "dot", "euclidean"])
 dtypes = st.sampled_from([np.float64, np.float32, np.float16, np.int32])
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=150)
 @given(problems(), metric_names, dtypes, st.integers(1, 20))
 def test_recall_is_the_oracle(problem, metric, dtype, chunk):
     q, q_labels, g, g_labels = problem
@@ -62,7 +62,7 @@ def test_recall_is_the_oracle(problem, metric, dtype, chunk):
     assert found == exact_recall(q, q_labels, g, g_labels, KS, metric)
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=150)
 @given(problems(), metric_names, dtypes, st.integers(1, 20), st.data())
 def test_neighbours_are_the_oracle(problem, metric, dtype, chunk, data):
     q, _, g, _ = problem

@@ -1,0 +1,113 @@
+"""CGD: configurations, optimizer and schedule of seed 002, files, selection."""
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from fgir.backbones import create_backbone
+from fgir.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner, load_seed_weights, save_cgd_results
+from fgir.features import Features
+from fgir.synth import synth_dataset
+
+
+class Stem(nn.Module):
+    "A backbone of one convolution."
+    n_features, config = 8, {'name': 'stem'}
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x): return self.conv(x).relu()
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory):
+    return synth_dataset(tmp_path_factory.mktemp('synth')/'set', n_classes=16, n_per_class=8, size=48, progress=False)
+
+
+def tiny(table, out, **kwargs):
+    kwargs = dict(feature_dim=16, batch_size=8, epochs=2, backbone='resnet18', pretrained=False, size=32, valid=.5,
+                  num_workers=0, lr=1e-3, out=out) | kwargs
+    return cgd_learner(table, 'synth', **kwargs)
+
+
+@pytest.mark.parametrize('config', GD_CONFIGS)
+def test_every_configuration_trains(config):
+    torch.manual_seed(0)
+    net = CGDNet(Stem(), config, 12, n_classes=3)
+    embedding, scores = net(torch.randn(6, 3, 9, 9))
+    assert embedding.shape == (6, 12) and scores.shape == (6, 3)
+    assert torch.allclose(embedding.norm(dim=1), torch.ones(6), atol=1e-5)
+    CGDLoss()((embedding, scores), torch.tensor([0, 0, 1, 1, 2, 2])).backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in net.parameters())
+    assert len(GD_CONFIGS) == len(set(GD_CONFIGS)) == 12
+
+
+def test_evaluation_mode_gives_the_embedding_only():
+    assert CGDNet(Stem(), 'SG', 12).eval()(torch.randn(2, 3, 9, 9)).shape == (2, 12)
+
+
+def test_the_first_letter_feeds_the_classifier():
+    x = torch.rand(2, 3, 9, 9)
+    for config, index in {'SG': 0, 'GS': 0, 'MSG': 0}.items():
+        net, seen = CGDNet(Stem(), config, 12), []
+        net.classifier[0].register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0]))
+        net(x)
+        assert torch.equal(seen[0], net.pooled(x)[index])
+
+
+def test_all_zero_channels_do_not_poison_training():
+    net = CGDNet(Stem(), 'G', 12, n_classes=2)
+    net.backbone.conv.weight.data.zero_()
+    net.backbone.conv.bias.data.fill_(-1)
+    embedding, scores = net(torch.randn(4, 3, 9, 9))
+    (embedding.sum() + scores.sum()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_recipe_is_the_seeds(table, tmp_path):
+    learn = tiny(table, tmp_path, epochs=20)
+    learn.create_opt()
+    opt = learn.opt.opt
+    assert type(opt) is torch.optim.Adam and opt.defaults['betas'] == (.9, .999) and opt.defaults['eps'] == 1e-8
+    assert all(g['weight_decay'] == 0 for g in opt.param_groups)
+    assert learn.recipe['milestones'] == [12, 16] and learn.recipe['gamma'] == .1
+    assert learn.prefix == 'synth_uncropped_resnet18_SG_16_0.1_0.5_0.1_8'
+
+
+def test_run_leaves_the_files_of_the_seed_and_never_overwrites(table, tmp_path):
+    learn = tiny(table, tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
+    stats = pd.read_csv(tmp_path/f'{learn.prefix}_statistics.csv', index_col='epoch')
+    assert list(stats.index) == [1, 2]
+    assert list(stats.columns) == ['train_loss', 'train_accuracy', *(f'valid_recall@{k}' for k in (1, 2, 4, 8))]
+    assert stats.iloc[:, 1:].to_numpy().max() > 1
+    features = save_cgd_results(learn, table, n_queries=2, retrieval_num=3, progress=False)
+    stored = Features.load(tmp_path/f'{learn.prefix}_data_base.safetensors')
+    assert (stored['embedding'] == features['embedding']).all() and set(stored.table.split) == {'test'}
+    pictures = list(tmp_path.rglob('retrieval_img_*.jpg'))
+    assert len(pictures) == 2*3 and len(list(tmp_path.rglob('query_img.jpg'))) == 2
+    with pytest.raises(FileExistsError): save_cgd_results(learn, table, progress=False)
+    with pytest.raises(FileExistsError, match='earlier run'): tiny(table, tmp_path).fit_recipe()
+
+
+def test_selecting_on_the_test_classes_says_so(table, tmp_path, capsys):
+    learn = tiny(table, tmp_path, valid='test')
+    assert 'test classes' in capsys.readouterr().out
+    assert set(learn.dls.valid.table.split) == {'test'}
+    held = tiny(table, tmp_path, valid=.25)
+    assert set(held.dls.valid.table.split) == {'valid'} and held.dls.n_classes == 6
+    assert not set(held.dls.valid.table.label) & set(table[table.split == 'test'].label)
+
+
+@pytest.mark.parametrize('bad, words', [(dict(gd_config='XS'), 'XS'), (dict(feature_dim=15), '15'), (dict(valid=2.), 'valid'),
+                                        (dict(batch_size=10), 'per_class'), (dict(backbone='resnet51'), 'resnet51')])
+def test_bad_arguments_are_named(table, tmp_path, bad, words):
+    with pytest.raises(ValueError, match=words): tiny(table, tmp_path, **bad)
+
+
+def test_weights_of_another_configuration_are_refused(tmp_path):
+    net = CGDNet(create_backbone('resnet18', pretrained=False), 'SG', 16)
+    torch.save({'features.0.weight': torch.zeros(1)}, tmp_path/'x.pth')
+    with pytest.raises(ValueError, match='x.pth'): load_seed_weights(net, tmp_path/'x.pth')

@@ -1,0 +1,243 @@
+"""The command line, end to end: what it writes, what it refuses, and what it says."""
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import resnet18
+
+from fgir import cli
+from fgir.data import shared_dir
+from fgir.synth import synth_dataset
+from fgir.features import Features
+
+COMMANDS = ['demo', 'prepare', 'train cgd', 'extract', 'evaluate', 'search']
+needs_data = pytest.mark.skipif(shared_dir() is None, reason='no real photographs: set FGIR_SHARED')
+
+
+def fgir(*words, cwd=None, status=0):
+    """Run the command in a process of its own; its standard output, or its standard error if it shall fail."""
+    code = 'import sys; from fgir.cli import main; sys.exit(main())'
+    env = os.environ | {'MPLBACKEND': 'Agg'}
+    p = subprocess.run([sys.executable, '-c', code, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True)
+    assert p.returncode == status, p.stdout + p.stderr
+    return p.stderr if status else p.stdout
+
+
+def run(capsys, *words):
+    """Run the command in this process: status, standard output, standard error."""
+    capsys.readouterr()
+    status = cli.main([str(w) for w in words])
+    return status, *capsys.readouterr()
+
+
+def refused(capsys, *words, says, status=1):
+    """The command fails with one line that says what is wrong."""
+    found, _, err = run(capsys, *words)
+    assert found == status and err.count('\n') == 1 and err.startswith('fgir: ') and says in err, err
+
+
+@pytest.fixture(scope='module')
+def fish(tmp_path_factory):
+    return synth_dataset(tmp_path_factory.mktemp('cli')/'fish', n_classes=8, n_per_class=5, size=40, progress=False)
+
+
+@pytest.fixture(scope='module')
+def gallery(fish, tmp_path_factory):
+    rng, file = np.random.default_rng(0), tmp_path_factory.mktemp('gallery')/'random.safetensors'
+    arrays = {'a': rng.normal(size=(40, 4)), 'b': rng.normal(size=(40, 6))}
+    return Features(arrays, fish, {'tfms': 'cgd', 'size': 32}).save(file)
+
+
+TRAIN = ('--backbone resnet18 --from-scratch --gd_config SM --feature_dim 16 --size 32 --batch_size 8 --num_epochs 1 '
+         '--recalls 1,2 --valid 0.5 --workers 0 --device cpu').split()
+
+
+def test_the_whole_way(fish, tmp_path):
+    root, prefix = fish.attrs['root'], 'fish_uncropped_resnet18_SM_16_0.1_0.5_0.1_8'
+    fgir('prepare', 'cub', root, 'ready', '--crop', '--format', 'both', cwd=tmp_path)
+    made = {'cropped', 'cropped_data_dicts.pth', 'cropped_table.csv', 'train_paths.json'}
+    assert made <= set(os.listdir(tmp_path/'ready'))
+
+    out = fgir('train', 'cgd', 'ready/cropped_table.csv', '--data-name', 'fish', *TRAIN, cwd=tmp_path)
+    assert 'synth' not in out and 'R@2' in out
+    names = os.listdir(tmp_path/'results')
+    for end in ('_model.safetensors', '_model.json', '_statistics.csv', '_data_base.safetensors', '_pictures'):
+        assert prefix + end in names
+    columns = list(pd.read_csv(tmp_path/'results'/f'{prefix}_statistics.csv'))
+    assert columns == ['epoch', 'train_loss', 'train_accuracy', 'valid_recall@1', 'valid_recall@2']
+
+    model = f'results/{prefix}_model.safetensors'
+    fgir('extract', root, '--model', model, '--out', 'fish.safetensors', '--device', 'cpu', cwd=tmp_path)
+    features = Features.load(tmp_path/'fish.safetensors')
+    assert features['embedding'].shape == (20, 16) and features.record['size'] == 32
+
+    out = fgir('evaluate', 'fish.safetensors', '--ks', '1,3', '--csv', 'r.csv', '--report', 'r.html', cwd=tmp_path)
+    assert 'R@3' in out and '<html' in (tmp_path/'r.html').read_text()
+    assert list(pd.read_csv(tmp_path/'r.csv').filter(like='R@')) == ['R@1', 'R@3']
+
+    photo = f"{root}/{features.table['path'][3]}"
+    out = fgir('search', photo, '--features', 'fish.safetensors', '--model', model, '-k', 3, '--json', '--device',
+               'cpu', '--picture', 'r.png', cwd=tmp_path)
+    answer = json.loads(out)
+    assert [a['rank'] for a in answer] == [1, 2, 3] and answer[0]['path'] == features.table['path'][3]
+    assert answer[0]['score'] == pytest.approx(1, abs=1e-4) and Image.open(tmp_path/'r.png').width > 100
+    assert not [p for p in tmp_path.rglob('.*') if p.is_file()], 'temporary files are left'
+
+    words = ['train', 'cgd', 'ready/cropped_table.csv', '--data-name', 'fish', *TRAIN]
+    err = fgir(*words, cwd=tmp_path, status=1)
+    assert err.count('\n') == 1 and '--force' in err and 'Traceback' not in err
+    fgir(*words, '--num_epochs', 2, '--resume', cwd=tmp_path)
+    assert len(pd.read_csv(tmp_path/'results'/f'{prefix}_statistics.csv')) == 2
+
+
+def test_backbone(fish, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(resnet18().state_dict(), 'random.pth')
+    net = ['--backbone', 'resnet18', '--weights', 'random.pth', '--device', 'cpu']
+    words = ['extract', fish.attrs['root'], *net, *'--pool S,avg+max --size 32 --rows train --crop --out x.st'.split()]
+    assert run(capsys, *words)[0] == 0
+    features = Features.load('x.st')
+    assert features.names == ['S', 'avg+max'] and set(features.table['split']) == {'train'} and features.record['crop']
+    photo = f"{fish.attrs['root']}/{fish['path'][0]}"
+    search = ['search', photo, '--features', 'x.st', *net, '--pool', 'S,avg+max']
+    refused(capsys, *search, says='--descriptor: name one of S, avg+max')
+    assert run(capsys, *search, '--descriptor', 'S')[0] == 0
+    refused(capsys, *words, says='--force')
+    assert run(capsys, *words, '--force')[0] == 0
+
+
+def test_demo_in_small(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(cli.DEMO, 'data', dict(n_classes=16, n_per_class=6, size=40))
+    monkeypatch.setitem(cli.DEMO, 'cgd', cli.DEMO['cgd'] | dict(batch_size=16, epochs=1, size=32))
+    monkeypatch.setitem(cli.DEMO, 'margins', {'untrained network': -100, 'color histogram': -100})
+    status, out, err = run(capsys, 'demo', '--out', tmp_path/'demo')
+    assert status == 0, err
+    for text in ('color histogram', 'untrained network', 'trained network', 'R@8', 'at least -100 asked: reached'):
+        assert text in out
+    assert all((tmp_path/'demo'/name).stat().st_size > 1000 for name in cli.DEMO_FILES.values())
+    html = (tmp_path/'demo'/'report.html').read_text()
+    assert 'src="http' not in html and 'fgir demo --seed 0' in html
+    refused(capsys, 'demo', '--out', tmp_path/'demo', says='--force')
+    monkeypatch.setitem(cli.DEMO, 'margins', {'untrained network': 101, 'color histogram': 101})
+    refused(capsys, 'demo', '--out', tmp_path/'demo', '--force', says='missed')
+
+
+@pytest.mark.parametrize('words', ['extrct', 'extract', 'train', 'train pp', 'search a --k 0', 'demo --seed -1',
+                                   'extract x --out y --size big', 'demo --sed 1', 'prepare cub', 'evaluate'])
+def test_wrong_calls(words):
+    err = fgir(*words.split(), status=2)
+    assert err.count('\n') == 1 and err.startswith('fgir: ') and '--help' in err
+
+
+BAD_INPUT = """
+prepare birds ROOT o => birds
+prepare sop ROOT o => Ebay_train.txt
+prepare cub ROOT o --level family => level
+train cgd nowhere => nowhere: no folder
+train cgd empty => empty
+train cgd ROOT --recalls 2,1 => --recalls
+train cgd ROOT --valid some => --valid
+train cgd ROOT --data birds => --data birds
+train cgd ROOT --level family => --level
+train cgd ROOT TRAIN --gd-config GG => GG
+train cgd ROOT TRAIN --feature-dim 15 => 15
+train cgd ROOT TRAIN --batch-size 400 => 400
+train cgd ROOT TRAIN --valid 3 => valid
+train cgd ROOT TRAIN --device tpu-less => --device
+train cgd ROOT TRAIN --backbone no_such_net => no_such_net
+extract ROOT --out x.st => --backbone NAME
+extract ROOT --out x.st --model no.safetensors => no.safetensors
+extract ROOT --out x.st --model bad.safetensors => bad
+extract ROOT --out x.st --backbone resnet18 --weights no.pth => no.pth
+extract ROOT --out x.st --backbone resnet18 --rows valid => --rows valid
+evaluate no.safetensors => no.safetensors
+evaluate bad.safetensors => bad.safetensors
+evaluate GALLERY --ks 0 => --ks
+search no.jpg --features GALLERY --backbone resnet18 => name one of a, b
+search no.jpg --features no.st --model m => no.st
+"""
+
+
+def test_bad_input(fish, gallery, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'empty').mkdir()
+    (tmp_path/'bad.safetensors').write_text('x')
+    stand_for = {'ROOT': [fish.attrs['root']], 'GALLERY': [gallery], 'TRAIN': TRAIN}
+    for line in BAD_INPUT.strip().splitlines():
+        words, _, says = line.partition(' => ')
+        refused(capsys, *(w for word in words.split() for w in stand_for.get(word, [word])), says=says)
+    assert not (tmp_path/'x.st').exists() and not (tmp_path/'o').exists()
+
+
+def test_refusal_comes_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'there').touch()
+    for words in ('extract nothing --backbone resnet18 --out there', 'evaluate nothing --csv there',
+                  'evaluate nothing --report there', 'search nothing --features x --model y --picture there'):
+        refused(capsys, *words.split(), says='there: exists already; --force overwrites it')
+
+
+def test_bad_images_are_skipped(fish, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = synth_dataset(tmp_path/'fish', n_classes=4, n_per_class=5, size=40, progress=False)
+    bad = tmp_path/'fish'/table['path'].iloc[-1]
+    bad.write_bytes(bad.read_bytes()[:200])
+    torch.save(resnet18().state_dict(), 'random.pth')
+    words = 'extract fish --backbone resnet18 --weights random.pth --size 32 --device cpu --out x.st'.split()
+    refused(capsys, *words, says=bad.name)
+    status, out, err = run(capsys, *words, '--skip-bad')
+    assert status == 0 and bad.name in err and len(Features.load('x.st')) == 9
+
+
+def test_debug_and_bugs(capsys, monkeypatch):
+    with pytest.raises(FileNotFoundError): cli.main(['evaluate', 'no.safetensors', '--debug'])
+    monkeypatch.setattr(cli, 'parse_ranks', lambda text: {}['bug'])
+    with pytest.raises(KeyError): cli.main(['evaluate', 'x'])
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_is_complete(command, capsys):
+    status, out, err = run(capsys, *command.split(), '--help')
+    options = re.split(r'\n  (?=-)', out.partition('\nOptions:')[2])[1:]
+    assert status == 0 and not err and len(options) > 2
+    for text in options:
+        text = ' '.join(text.split())
+        assert '--help' in text or 'default:' in text or 'required' in text, text
+    words = out.partition('\nArguments:')[2].partition('\nOptions:')[0]
+    assert command == 'demo' or 'required' in words
+
+
+def test_every_command_is_listed():
+    out = fgir()
+    assert all(f'\n  {c.split()[0]} ' in out for c in COMMANDS)
+    assert 'cgd' in fgir('train', '--help')
+
+
+@pytest.mark.data
+@needs_data
+@pytest.mark.parametrize('name, folder', [('cub', 'CUB_100'), ('cars', 'cars')])
+def test_real_photographs(name, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = ['--backbone', 'squeezenet1_1', '--weights', shared_dir()/'data'/'weights'/'squeezenet1_1.safetensors']
+    assert run(capsys, 'prepare', name, shared_dir()/'data'/folder, 'ready')[0] == 0
+    table = pd.read_csv('ready/uncropped_table.csv', dtype=str)
+    few = table.groupby('label').head(8).groupby('split').head(48)
+    few.to_csv('ready/uncropped_table.csv', index=False)
+    train = '--gd-config MG --feature-dim 32 --size 96 --batch-size 8 --epochs 1 --valid test --workers 0'.split()
+    for words in (['extract', 'ready/uncropped_table.csv', *net, '--size', 128, '--out', 'x.st'],
+                  ['train', 'cgd', 'ready/uncropped_table.csv', *net, *train]):
+        status, out, err = run(capsys, *words)
+        assert status == 0, err
+    assert f'{name}, 96 images of 12 classes (48 train, 48 test)' in out
+    assert run(capsys, 'evaluate', 'x.st', '--csv', 'x.csv')[0] == 0
+    assert pd.read_csv('x.csv')['R@1'][0] > .4
+    photo = f"{shared_dir()/'data'/folder}/{few['path'].iloc[-1]}"
+    status, out, err = run(capsys, 'search', photo, '--features', 'x.st', *net, '-k', 2)
+    assert status == 0 and few['path'].iloc[-1] in out, err

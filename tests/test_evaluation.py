@@ -1,0 +1,234 @@
+"Evaluation: numbers that equal the metrics, and a page that is safe, whole and alone."
+import base64
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fgir.data import image_path
+from fgir.evaluation import (
+    best_and_worst,
+    class_recall,
+    evaluate,
+    judge,
+    page,
+    report,
+    split_protocol,
+    table_html,
+    training_charts,
+)
+from fgir.features import Features
+from fgir.metrics import first_hit_rank, recall_at_k
+from fgir.synth import synth_dataset
+
+VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}
+NASTY = '<script>alert("1")</script> & $x_1$ ’'
+
+
+class Page(HTMLParser):
+    "Tags, attributes, ids and text of a page; fails on a tag that is closed out of turn."
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.attrs, self.text = [], Counter(), [], ''
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.attrs += [(tag, *a) for a in attrs]
+        if tag not in VOID: self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.attrs += [(tag, *a) for a in attrs]
+
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+
+    def handle_data(self, data): self.text += data
+
+    def values(self, name): return [value for _, attr, value in self.attrs if attr == name]
+
+
+@pytest.fixture(scope='module')
+def fish(tmp_path_factory):
+    return synth_dataset(tmp_path_factory.mktemp('fish')/'fish', n_classes=6, n_per_class=6, size=48, progress=False)
+
+
+@pytest.fixture(scope='module')
+def features(fish):
+    rng = np.random.default_rng(0)
+    near = np.eye(6)[fish['label']] + .4*rng.normal(size=(36, 6))
+    far = {'v': rng.normal(size=(36, 6)), 'w': rng.normal(size=(36, 9))}
+    return {'good': Features({'v': near}, fish, {'model': 'a', 'size': 48, 'crop': False}),
+            'bad': Features(far, fish, {'model': 'b', 'note': 'x'})}
+
+
+def shop(features):
+    table = features.table.assign(split=np.where(np.arange(36) % 3, 'gallery', 'query'))
+    return Features(features.arrays, table, features.record)
+
+
+def nasty(features):
+    table = features.table.assign(name=[f'{NASTY} {n}' for n in features.table['name']])
+    return Features(features.arrays, table, {'model': NASTY, 'note': NASTY})
+
+
+HISTORY = pd.DataFrame({'epoch': [0, 1], 'train_loss': [2., 1.], 'R@1': [.1, .2], 'time': '00:01'})
+
+
+def test_numbers_are_those_of_the_metrics(features):
+    results, labels = evaluate(features, ks=(1, 3)), features['good'].table['label'].to_numpy()
+    rows = results[['model', 'descriptor', 'dim']].values.tolist()
+    assert rows == [['good', 'v', 6], ['bad', 'v', 6], ['bad', 'w', 9]]
+    for _, row in results.iterrows():
+        expected = recall_at_k(features[row['model']][row['descriptor']], labels, ks=(1, 3))
+        assert {k: row[f'R@{k}'] for k in (1, 3)} == expected
+    assert set(results['n_queries']) == {36} and set(results['n_gallery']) == {35}
+
+
+def test_queries_are_searched_in_the_gallery(features):
+    f = shop(features['good'])
+    (result,), judged = evaluate(f).to_dict('records'), judge(f, 'v')
+    q, g = f.select('query'), f.select('gallery')
+    labels = q.table['label'].to_numpy(), g.table['label'].to_numpy()
+    assert (result['model'], result['split']) == ('a', 'gallery, query')
+    assert (result['n_queries'], result['n_gallery']) == (12, 24)
+    assert result['R@1'] == recall_at_k(q['v'], labels[0], g['v'], labels[1])[1] == (judged['first'] == 1).mean()
+    assert judged['row'].tolist() == list(range(0, 36, 3))
+    assert set(np.concatenate(judged['found'].tolist()) % 3) == {1, 2}
+    np.testing.assert_array_equal(judged['first'], first_hit_rank(q['v'], labels[0], g['v'], labels[1]))
+
+
+def test_every_row_carries_its_protocol(features):
+    results = evaluate(features)
+    assert results['network'].tolist() == ['a', 'b', 'b'] and set(results['ties']) == {'by gallery row'}
+    assert results['size'][0] == 48 and results['note'].isna().tolist() == [True, False, False]
+    differs, same = split_protocol(results)
+    assert {'network', 'size', 'crop', 'note'} <= set(differs) and 'ties' in same and not set(differs) & set(same)
+
+
+def test_what_cannot_be_evaluated_is_said(features, tmp_path):
+    with pytest.raises(ValueError, match='nothing to evaluate'): evaluate({})
+    with pytest.raises(ValueError, match='no column dim, n_gallery, n_queries'):
+        report(pd.DataFrame({'model': ['a'], 'descriptor': ['v'], 'R@1': [1.]}), tmp_path/'r.html', 'none')
+    with pytest.raises(ValueError, match='expected columns R@1'):
+        report(evaluate(features).drop(columns=['R@1', 'R@2', 'R@4', 'R@8']), tmp_path/'r.html', 'none')
+    with pytest.raises(ValueError, match="features: nothing of the model 'good'"):
+        report(evaluate(features), tmp_path/'r.html', 'none', {'bad': features['bad']})
+    assert not list(tmp_path.iterdir())
+
+
+def test_lists_shorten_and_lone_queries_have_no_hit(fish):
+    few = fish.iloc[[0, 1, 6]].reset_index(drop=True)
+    judged = judge(Features({'v': np.eye(3)}, few, {}), 'v', k=8)
+    assert judged['found'].map(len).tolist() == [2, 2, 2]
+    assert judged['first'].tolist() == [1, 1, np.inf]
+    assert class_recall(judged)['R@1'].tolist() == [0, 1]
+    assert best_and_worst(judged, 5)[1]['row'].tolist()[0] == 2
+
+
+def test_classes_add_up_to_the_whole(features):
+    judged = judge(features['good'], 'v')
+    classes = class_recall(judged)
+    assert classes['R@1'].is_monotonic_increasing and classes['queries'].sum() == 36
+    assert np.isclose((classes['R@1']*classes['queries']).sum()/36, evaluate(features)['R@1'][0])
+    best, worst = best_and_worst(judged, 4)
+    assert best['label'].is_unique and worst['first'].iloc[0] == judged['first'].max()
+
+
+def full_report(path, features, **kwargs):
+    notes = f'{NASTY}\n\nsecond'
+    path = report(evaluate(features), path, NASTY, features, HISTORY, f'fgir {NASTY}', notes=notes, **kwargs)
+    return path.read_text(encoding='utf-8')
+
+
+def test_text_from_outside_stays_text(tmp_path, features):
+    pictures = {NASTY: image_path(features['good'].table, 0)}
+    html = full_report(tmp_path/'r.html', {NASTY: nasty(features['good'])}, pictures=pictures)
+    found = Page(html)
+    assert not {'script', 'iframe', 'object', 'link', 'base'} & set(found.tags)
+    assert '<script' not in html.lower()
+    for part in ('title', 'h1'): assert re.search(f'<{part}>([^<]*)</{part}>', html)
+    assert found.text.count('<script>alert("1")</script>') > 10
+
+
+def test_the_page_needs_nothing_else(tmp_path, features):
+    html = full_report(tmp_path/'r.html', features)
+    found = Page(html)
+    assert all(src.startswith('data:image/jpeg;base64,') for src in found.values('src')) and found.tags['img'] == 2*3*9
+    assert all(a.startswith('#') for name in ('href', 'xlink:href') for a in found.values(name))
+    assert not re.search(r'@import|url\((?!#)', html)
+    assert not re.search(r'https?://(?!www\.w3\.org/)', html)
+    assert not any(attr.startswith('on') for _, attr, _ in found.attrs)
+    for src in found.values('src'): Image.open(BytesIO(base64.b64decode(src.partition(',')[2]))).verify()
+
+
+def test_the_page_is_well_formed(tmp_path, features):
+    html = full_report(tmp_path/'r.html', features)
+    found, ids = Page(html), Page(html).values('id')
+    assert html.startswith('<!doctype html>') and ('html', 'lang', 'en') in found.attrs
+    assert ('meta', 'charset', 'utf-8') in found.attrs and 'width=device-width' in html
+    assert 'prefers-color-scheme: dark' in html
+    assert len(ids) == len(set(ids)) and {a[1:] for a in found.values('xlink:href')} <= set(ids)
+    assert all(found.values('alt')) and len(found.values('alt')) == found.tags['img']
+    assert found.tags['svg'] == 3 and len(found.values('aria-label')) == 3
+
+
+def test_numbers_of_the_page_are_those_of_the_table(tmp_path, features):
+    results, html = evaluate(features), full_report(tmp_path/'r.html', features)
+    tiles = re.findall(r'<strong>([\d.]+)</strong>(R@\d+)', html)
+    assert tiles == [(f'{100*results[c][0]:.1f}', c) for c in ('R@1', 'R@2', 'R@4', 'R@8')]
+    for c in ('R@1', 'R@8'):
+        for value in results[c]: assert f'{100*value:.1f}' in html
+    worst = class_recall(judge(features['good'], 'v')).iloc[0]
+    assert f'<div style="width:{100*worst["R@1"]:.1f}%">' in html
+
+
+def test_a_report_is_not_overwritten_and_a_failed_one_leaves_the_old(tmp_path, features):
+    path = tmp_path/'r.html'
+    path.write_text('old')
+    with pytest.raises(FileExistsError, match='force=True'): report(evaluate(features), path, 'new')
+    moved = Features(features['good'].arrays, features['good'].table.copy(), {})
+    moved.table.attrs = {'root': str(tmp_path/'gone')}
+    with pytest.raises(FileNotFoundError): report(evaluate({'good': moved}), path, 'new', {'good': moved}, force=True)
+    assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
+    report(evaluate(features), path, 'new', force=True)
+    assert '<h1>new</h1>' in path.read_text()
+
+
+def test_parts_without_data_are_left_out(tmp_path, features):
+    html = report(evaluate(features['good']), tmp_path/'r.html', 'short').read_text()
+    found = Page(html)
+    assert found.tags['img'] == 0 and found.tags['svg'] == 1
+    assert re.findall('<h2>(.*?)</h2>', html) == ['Results', 'Curves'] and 'The best of' not in html
+    assert len(training_charts(HISTORY[['epoch', 'R@1']])) == 1 and training_charts(None) == []
+
+
+def test_one_set_of_features_needs_no_name(tmp_path, features):
+    path = report(evaluate(features['good']), tmp_path/'r.html', 'one', features['good'])
+    assert Page(path.read_text()).tags['img'] == 54
+
+
+def test_pictures_are_kept_inside(tmp_path, features):
+    for name in ('a.png', 'b.JPG'): Image.new('RGB', (4, 4), 'red').save(tmp_path/name)
+    pictures = {'red': tmp_path/'a.png', 'again': str(tmp_path/'b.JPG')}
+    found = Page(report(evaluate(features), tmp_path/'r.html', 'red', pictures=pictures).read_text())
+    assert [src.partition(';')[0] for src in found.values('src')] == ['data:image/png', 'data:image/jpeg']
+    assert found.values('alt') == ['red', 'again']
+
+
+def test_same_input_same_page(tmp_path, features):
+    pages = [full_report(tmp_path/f'{i}.html', features) for i in range(2)]
+    assert len({re.sub(r'<footer>.*</footer>', '', p) for p in pages}) == 1
+
+
+def test_a_table_marks_the_highest_and_shows_what_is_missing():
+    frame = pd.DataFrame({'model': ['a', None], 'size': [48, np.nan], 'R@1': [.5, .25], 'R@10': [1., 1.]})
+    html = page('t', table_html(frame))
+    assert html.count('<strong>') == 3 and html.count('–') == 2 and '>48<' in html and '<strong>50.0</strong>' in html
