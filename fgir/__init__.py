@@ -1,8 +1,4 @@
-"""Fine-grained image retrieval: find the photographs that show the same species, model or article
-
-Modules:
-
-- `fgir.learner`: A fastai Learner that trains for retrieval: Recall@K as a column, losses that own parameters, checkpoints without pickles, and runs that resume."""
+"""Fine-grained image retrieval: find the photographs that show the same species, model or article"""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""Combination of multiple global descriptors (seed 002): one backbone, several ways to pool it, one embedding.
+"""Combination of multiple global descriptors (seed 002): one backbone, several ways to pool it, one embedding
 
 Docs: https://fgir.github.io/fgir/cgd.html.md"""
 
@@ -8,9 +8,7 @@ Docs: https://fgir.github.io/fgir/cgd.html.md"""
 __all__ = ['GD_CONFIGS', 'SEED_PARTS', 'CGDNet', 'CGDLoss', 'train_accuracy', 'cgd_learner', 'choose_valid', 'Statistics',
            'save_cgd_results', 'load_seed_weights']
 
-# %% ../nbs/05_cgd.ipynb #3aabca7e
-import os
-from functools import partial
+# %% ../nbs/05_cgd.ipynb #6a8902ab
 from pathlib import Path
 
 import pandas as pd
@@ -21,16 +19,15 @@ from torch import Tensor, nn
 
 from .backbones import create_backbone, create_pool, read_weights
 from .data import hold_out_classes, write_atomic
-from .features import Features, extract, save_retrieval_pictures, show_neighbours
+from .features import Features, extract, save_retrieval_pictures
 from .learner import RetrievalLearner, retrieval_learner
 from .loaders import retrieval_dls
 from .losses import BatchHardTripletLoss, LabelSmoothingCE
-from .metrics import neighbours
 
 # %% ../nbs/05_cgd.ipynb #c5490186
 GD_CONFIGS = ('S', 'M', 'G', 'SM', 'MS', 'SG', 'GS', 'MG', 'GM', 'SMG', 'MSG', 'GSM')
 
-# %% ../nbs/05_cgd.ipynb #8e8dcc04
+# %% ../nbs/05_cgd.ipynb #eb9e9a7f
 class CGDNet(nn.Module):
     "Combined global descriptors: (B, 3, H, W) → unit (B, `feature_dim`); while training also class scores (B, C)."
     class_path = 'fgir.cgd.CGDNet'
@@ -43,9 +40,10 @@ class CGDNet(nn.Module):
         n_classes: int = 2,      # C, classes of the auxiliary classifier
     ):
         super().__init__()
-        if gd_config not in GD_CONFIGS: raise ValueError(f"gd_config {gd_config!r}: not one of {', '.join(GD_CONFIGS)}")
+        if gd_config not in GD_CONFIGS:
+            raise ValueError(f"gd_config {gd_config!r}: not one of {', '.join(GD_CONFIGS)}")
         n, channels = len(gd_config), backbone.n_features
-        if feature_dim % n: raise ValueError(f'feature_dim {feature_dim}: not divisible by the {n} descriptors of {gd_config}')
+        if feature_dim % n: raise ValueError(f'feature_dim {feature_dim}: not divisible by {n}, the letters of {gd_config}')
         self.backbone = backbone
         self.pools = nn.ModuleList(create_pool(g) for g in gd_config)
         self.reductions = nn.ModuleList(nn.Linear(channels, feature_dim//n, bias=False) for _ in gd_config)
@@ -88,7 +86,7 @@ def train_accuracy(output: tuple, labels: Tensor) -> Tensor:
     "Fraction of a training batch that the auxiliary classifier gets right."
     return (output[1].argmax(dim=1) == labels).float().mean()
 
-# %% ../nbs/05_cgd.ipynb #495a68a4
+# %% ../nbs/05_cgd.ipynb #13b18cf5
 def cgd_learner(
     table: pd.DataFrame,              # from a reader: train, test (or query and gallery) rows
     data_name: str | None = None,     # first word of the file names; default the table's data set
@@ -122,8 +120,8 @@ def cgd_learner(
     words = [data_name or table.attrs['dataset'], 'cropped' if crop else 'uncropped', backbone, gd_config, feature_dim,
              smoothing, temperature, margin, batch_size]
     learn = retrieval_learner(dls, CGDNet(body, gd_config, feature_dim, dls.n_classes),
-                              CGDLoss(smoothing, temperature, margin), ks=recalls, batch_metrics=[train_accuracy],
-                              lr=lr, freeze_bn=pretrained or weights is not None, seed=seed, path=Path(out), model_dir='.')
+                              CGDLoss(smoothing, temperature, margin), ks=recalls, batch_metrics=[train_accuracy], lr=lr,
+                              freeze_bn=pretrained or weights is not None, seed=seed, path=Path(out), model_dir='.')
     learn.prefix = '_'.join(map(str, words))
     learn.about = dict(recipe='cgd', tfms='cgd', size=size, crop=crop, valid=valid, seed=seed)
     learn.recipe = dict(epochs=epochs, lr=lr, milestones=[int(.6*epochs), int(.8*epochs)], gamma=.1,
@@ -131,13 +129,14 @@ def cgd_learner(
     learn.recipe_cbs = [Statistics(f'{learn.prefix}_statistics.csv', 'test' if valid == 'test' else 'valid')]
     return learn
 
-# %% ../nbs/05_cgd.ipynb #d6be3bf5
+# %% ../nbs/05_cgd.ipynb #ff91583f
 def choose_valid(table: pd.DataFrame, valid: float | str, seed: int) -> pd.DataFrame:
     "Hold out a fraction `valid` of the training classes; 'test' leaves the table as it is and says what that means."
     if valid == 'test':
         print('Selecting the epoch on the test classes, as seed 002 does: the best number is optimistic.')
         return table
-    if not isinstance(valid, float) or not 0 < valid < 1: raise ValueError(f"valid: {valid!r} is neither 'test' nor between 0 and 1")
+    if not isinstance(valid, float) or not 0 < valid < 1:
+        raise ValueError(f"valid: expected 'test' or a fraction between 0 and 1, found {valid!r}")
     return hold_out_classes(table, valid, seed)
 
 
@@ -156,7 +155,7 @@ class Statistics(Callback):
         Path(self.path).mkdir(parents=True, exist_ok=True)
         with write_atomic(Path(self.path)/self.fname) as tmp: frame.rename(columns=rename).to_csv(tmp)
 
-# %% ../nbs/05_cgd.ipynb #0352a7f5
+# %% ../nbs/05_cgd.ipynb #cbd0c007
 def save_cgd_results(
     learn: RetrievalLearner,  # trained by `fit_recipe`
     table: pd.DataFrame,      # its test (or query and gallery) rows are described
@@ -172,18 +171,18 @@ def save_cgd_results(
                        bs=dls.valid.bs, num_workers=dls.train.fake_l.num_workers, progress=progress)
     features.save(Path(learn.path)/f'{learn.prefix}_data_base.safetensors', force=force)
     rows = torch.linspace(0, len(test) - 1, n_queries).long().tolist()
-    for row in rows:
-        save_retrieval_pictures(features, row, Path(learn.path)/f'{learn.prefix}_pictures', k=retrieval_num, force=force)
+    pictures = Path(learn.path)/f'{learn.prefix}_pictures'
+    for row in rows: save_retrieval_pictures(features, row, pictures, k=retrieval_num, crop=about['crop'], force=force)
     return features
 
-# %% ../nbs/05_cgd.ipynb #3812a79a
+# %% ../nbs/05_cgd.ipynb #42349649
 SEED_PARTS = {'features.0.': 'backbone.conv1.', 'features.1.': 'backbone.bn1.', 'auxiliary_module.': 'classifier.',
               **{f'features.{i + 3}.': f'backbone.layer{i}.' for i in range(1, 5)}}
 
 def load_seed_weights(net: CGDNet, path) -> CGDNet:
     "Load a state dict written by the code of seed 002 (`*_model.pth`) into `net`, which must have its configuration."
     def rename(key):
-        if key.startswith('main_modules.'): return key.replace('main_modules.', 'reductions.').replace('.0.weight', '.weight')
+        if key.startswith('main_modules.'): return f"reductions.{key.split('.')[1]}.weight"
         return next((key.replace(old, new, 1) for old, new in SEED_PARTS.items() if key.startswith(old)), key)
     try: net.load_state_dict({rename(k): v for k, v in read_weights(path).items()})
     except RuntimeError as e: raise ValueError(f"{path}: {' '.join(str(e).split())[:300]}") from None

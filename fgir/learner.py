@@ -1,5 +1,4 @@
-"""A fastai Learner that trains for retrieval: Recall@K as a column, losses that own parameters, checkpoints without
-pickles, and runs that resume.
+"""A fastai Learner for retrieval: Recall@K as a column, losses with parameters, no pickles, runs that resume
 
 Docs: https://fgir.github.io/fgir/learner.html.md"""
 
@@ -10,7 +9,7 @@ __all__ = ['adam', 'RetrievalEval', 'embedding_of', 'table_recall', 'RetrievalRe
            'SeedEpoch', 'FreezeBN', 'AnyDevicePrecision', 'KeepState', 'SaveBest', 'pack', 'unpack', 'RetrievalLearner',
            'retrieval_learner', 'step_schedule']
 
-# %% ../nbs/04_learner.ipynb #ae1a7eeb
+# %% ../nbs/04_learner.ipynb #3cf431d4
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from .backbones import RetrievalNet, create_backbone, read_tensors, save_model
-from .features import extract, show_neighbours
+from .features import extract, show_neighbours, sides
 from .metrics import neighbours, recall_at_k
 
 # %% ../nbs/04_learner.ipynb #3badb4ce
@@ -55,7 +54,7 @@ class RetrievalEval(Callback):
 
     def values_get(self, k): return self.values.get(k, float('nan'))
 
-# %% ../nbs/04_learner.ipynb #b733f470
+# %% ../nbs/04_learner.ipynb #47fb3c63
 def embedding_of(pred) -> Tensor:
     "The embedding in a network's output: the output itself, or its first element."
     return pred[0] if isinstance(pred, (tuple, list)) else pred
@@ -66,12 +65,12 @@ def table_recall(
     ks=(1, 2, 4, 8),     # ranks K
 ) -> dict:               # {K: fraction of queries in 0..1}
     "Recall@K of `embeddings`: queries against the gallery where `table` has them, else each row against all others."
-    labels, split = torch.as_tensor(table.label.to_numpy().copy()), table.split.to_numpy()
-    query, gallery = (torch.as_tensor(split == s) for s in ('query', 'gallery'))
-    if not query.any(): return recall_at_k(embeddings, labels, ks=ks)
+    query, gallery = sides(table)
+    labels = table['label'].to_numpy()
+    if gallery is None: return recall_at_k(embeddings, labels, ks=ks)
     return recall_at_k(embeddings[query], labels[query], embeddings[gallery], labels[gallery], ks=ks)
 
-# %% ../nbs/04_learner.ipynb #d5bf8cdd
+# %% ../nbs/04_learner.ipynb #25934241
 class RetrievalRecorder(Recorder):
     "A `Recorder` with the columns epoch, train_loss, the training metrics, R@K…, time."
     name = 'recorder'
@@ -84,10 +83,11 @@ class RetrievalRecorder(Recorder):
         super().before_fit()
         names = ['train_loss', *self.batch_metrics.attrgot('name'), *self.metrics.attrgot('name')]
         self.metric_names = L('epoch', *names) + (['time'] if self.add_time else [])
-        self.values = [L(v) for v in self.learn.history] if self.learn.start_epoch else []
+        self.values = [L(v) for v in self.learn.history] if self.learn.first_epoch else []
 
     @property
-    def _train_mets(self): return L() if self.cancel_train else L(self.smooth_loss, self.train_loss, *self.batch_metrics)
+    def _train_mets(self):
+        return L() if self.cancel_train else L(self.smooth_loss, self.train_loss, *self.batch_metrics)
 
     @property
     def _valid_mets(self): return L() if self.cancel_valid else self.metrics
@@ -141,15 +141,16 @@ class FreezeBN(Callback):
         for m in self.model.modules():
             if isinstance(m, nn.BatchNorm2d): m.eval()
 
-# %% ../nbs/04_learner.ipynb #0734d63f
+# %% ../nbs/04_learner.ipynb #b295f841
 class AnyDevicePrecision(MixedPrecision):
     "fastai's `MixedPrecision` on whatever device the data are on."
     name = 'mixed_precision'
 
     def before_fit(self):
-        super().before_fit()
-        device, dtype = torch.device(self.dls.device).type, getattr(torch, {'fp16': 'float16', 'bf16': 'bfloat16'}[self.amp_mode.value])
-        self.autocast = torch.autocast(device, dtype=dtype)
+        device = torch.device(self.dls.device).type
+        dtype = torch.bfloat16 if self.amp_mode == AMPMode.BF16 else torch.float16
+        self.kwargs['enabled'] = dtype == torch.float16
+        self.autocast, self.scales = torch.autocast(device, dtype=dtype), L()
         self.learn.scaler = torch.amp.GradScaler(device, **self.kwargs)
 
 # %% ../nbs/04_learner.ipynb #ef269509
@@ -176,7 +177,7 @@ class SaveBest(SaveModelCallback):
         seen = [v[self.idx] for v in self.recorder.values if len(v) > self.idx]
         if seen: self.best = max(seen) if self.comp(1, 0) else min(seen)
 
-# %% ../nbs/04_learner.ipynb #09a0b731
+# %% ../nbs/04_learner.ipynb #2d5a5aae
 def pack(
     state,          # dicts, lists, tensors, numbers, strings, None, nested
     name: str,      # prefix of the tensors' names
@@ -187,7 +188,8 @@ def pack(
         tensors[name] = state.detach().cpu().clone().contiguous()
         return {'tensor': name}
     if isinstance(state, dict): return {'dict': [[k, pack(v, f'{name}/{k}', tensors)] for k, v in state.items()]}
-    if isinstance(state, (list, tuple, L)): return {'list': [pack(v, f'{name}/{i}', tensors) for i, v in enumerate(state)]}
+    if isinstance(state, (list, tuple, L)):
+        return {'list': [pack(v, f'{name}/{i}', tensors) for i, v in enumerate(state)]}
     return {'value': state}
 
 
@@ -199,18 +201,18 @@ def unpack(skeleton, tensors: dict):
     if kind == 'list': return [unpack(v, tensors) for v in content]
     return content
 
-# %% ../nbs/04_learner.ipynb #9560dbe6
+# %% ../nbs/04_learner.ipynb #1bf69b8b
 class RetrievalLearner(Learner):
     "A `Learner` for retrieval; made by `retrieval_learner`."
-    start_epoch, history, about, recipe_cbs = 0, (), {}, ()
+    first_epoch, history, about, recipe_cbs = 0, (), {}, ()
 
     def _do_fit(self):
-        for epoch in range(self.start_epoch, self.n_epoch):
+        for epoch in range(self.first_epoch, self.n_epoch):
             self.epoch = epoch
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
-        self.start_epoch = start_epoch
+        self.first_epoch = start_epoch
         super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt)
 
     def freeze(self): self.freeze_to(1)
@@ -224,7 +226,7 @@ class RetrievalLearner(Learner):
         before = deepcopy([o.state_dict() for o in (self.model, self.loss_func, self.opt)])
         try: return super().lr_find(**kwargs)
         finally:
-            for o, state in zip((self.model, self.loss_func, self.opt), before): o.load_state_dict(state)
+            for o, state in zip((self.model, self.loss_func, self.opt), before, strict=True): o.load_state_dict(state)
 
 # %% ../nbs/04_learner.ipynb #24c70732
 @patch

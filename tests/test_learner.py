@@ -15,7 +15,7 @@ from torch import nn
 
 from fgir.backbones import RetrievalNet, create_backbone, load_model
 from fgir.data import hold_out_classes
-from fgir.learner import pack, retrieval_learner, split_groups, table_recall, unpack
+from fgir.learner import KeepState, pack, retrieval_learner, split_groups, table_recall, unpack
 from fgir.loaders import retrieval_dls
 from fgir.losses import BatchHardTripletLoss
 from fgir.metrics import recall_at_k
@@ -103,10 +103,9 @@ def test_one_pass_of_bfloat16_scores_like_float32(table, tmp_path):
 
 @pytest.mark.parametrize('stop', [1, 2])
 def test_resumed_run_equals_uninterrupted_run(table, tmp_path, stop):
-    from fgir.learner import KeepState
     whole = quiet(make_learner(table, tmp_path/'whole', freeze_bn=True), 3, cbs=KeepState())
     first = make_learner(table, tmp_path/'part', freeze_bn=True)
-    first.fit_epochs = quiet(first, stop, cbs=KeepState())
+    quiet(first, stop, cbs=KeepState())
     second = make_learner(table, tmp_path/'part', freeze_bn=True)
     start = second.load_state()
     quiet(second, 3, start_epoch=start, cbs=KeepState())
