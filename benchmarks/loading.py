@@ -19,7 +19,6 @@ from fgir.data import image_path, load_row, make_table, read_cars, shared_dir
 from fgir.loaders import retrieval_dls
 from fgir.synth import synth_dataset
 
-
 def enlarged(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     "Save the images of the table as JPEG of 500×375 pixels, quality 90, below `root`."
     for i, path in enumerate(table['path']):

@@ -91,25 +91,28 @@ def switch(name: str, help: str, default: str = 'off'):
     "Declare an option without a value."
     return option(bool, help, name, default=default)
 
-# %% ../nbs/10_cli.ipynb #71e0696f
+# %% ../nbs/10_cli.ipynb #315fda18
 Root = argument(Path, 'ROOT', 'Folder of the data set, or a file of `fgir prepare`.')
 Data = option(str, 'Layout of ROOT: cub, cars, sop, inshop, aircraft, folder (one folder a class), cfga, cgd or table; '
               'auto tells by the files.', metavar='NAME')
 Split = option(str | None, 'zero-shot (first half of the classes trains) or official.', metavar='NAME',
                default='zero-shot where ROOT leaves a choice')
-Level = option(str | None, 'Classes of FGVC-Aircraft: variant, family or manufacturer.', metavar='NAME', default='variant')
+Level = option(str | None, 'Classes of FGVC-Aircraft: variant, family or manufacturer.', metavar='NAME',
+               default='variant')
 Crop = switch('--crop', 'Crop each image to its box.')
-SkipBad = switch('--skip-bad', 'Look through all images first and leave out those that cannot be read.', 'stop at the first')
+SkipBad = switch('--skip-bad', 'Look through all images first and leave out those that cannot be read.',
+                 'stop at the first')
 Workers = option(int | None, 'Processes that load images.', metavar='N', min=0,
                  default='one a core, at most 8; none for 512 images or fewer')
 Device = option(str | None, 'cpu, cuda, cuda:1, …', metavar='NAME', default='the GPU if there is one')
 Seed = option(int, 'Of everything random.', metavar='N', min=0)
 Force = switch('--force', 'Overwrite results that are there.')
 
-# %% ../nbs/10_cli.ipynb #c9049575
-Model = option(Path | None, 'Model file (.safetensors) of `fgir train` or `save_model`.', metavar='FILE', default='none')
-Backbone = option(str | None, 'Describe with the pooled map of this network instead: resnet50, bvlc_googlenet, any name of '
-                  'timm, …', metavar='NAME', default='none')
+# %% ../nbs/10_cli.ipynb #82fa4ee9
+Model = option(Path | None, 'Model file (.safetensors) of `fgir train` or `save_model`.', metavar='FILE',
+               default='none')
+Backbone = option(str | None, 'Describe with the pooled map of this network instead: resnet50, bvlc_googlenet, any '
+                  'name of timm, …', metavar='NAME', default='none')
 Weights = option(str | None, "Backbone's weights: a file, an address or a tag.", metavar='FILE',
                  default='its ImageNet weights, downloaded')
 Pool = option(str, 'Poolings of the map: S (mean), M (maximum), G (generalized mean), avg+max; several with commas.',
@@ -273,16 +276,16 @@ def print_recall(results: 'pd.DataFrame'):  # from `evaluate`
     percent = (results.set_index(['model', 'descriptor'])[recalls]*100).reset_index()
     print(percent.to_string(index=False, float_format='%.1f'))
 
-# %% ../nbs/10_cli.ipynb #f9d12ea7
+# %% ../nbs/10_cli.ipynb #9cac4439
 DEMO = dict(
     data=dict(n_classes=80, n_per_class=50, size=72),
     cgd=dict(backbone='test_resnet', gd_config='SG', feature_dim=256, size=64, batch_size=64, epochs=10, lr=1e-2),
     fit=dict(wd=1e-2, pct_start=.25),
     margins={'untrained network': 30, 'color histogram': 20},
     ks=(1, 2, 4, 8),
-    note='Fish drawn by fgir: classes share one body plan and differ in small parts, while colors, water, light and pose say '
-         'nothing about the class. The networks were not trained on the test classes, and the best epoch was picked on '
-         'training classes that were held out.')
+    note='Fish drawn by fgir: classes share one body plan and differ in small parts, while colors, water, light and '
+         'pose say nothing about the class. The networks were not trained on the test classes, and the best epoch was '
+         'picked on training classes that were held out.')
 
 # %% ../nbs/10_cli.ipynb #46f80644
 def demo_learner(
@@ -427,13 +430,13 @@ Temperature = option(float, 'Divides the class scores, above 0.', metavar='X')
 Margin = option(float, 'Of the triplet loss, distance between unit vectors (0 to 2).', metavar='X')
 Recalls = option(str, 'The K of Recall@K, with commas; the first picks the best epoch.', metavar='K,K')
 
-# %% ../nbs/10_cli.ipynb #dc370336
+# %% ../nbs/10_cli.ipynb #9a24e319
 BatchSize = option(int, 'Images a batch, 4 of each class.', min=4, metavar='N')
 Epochs = option(int, 'Times through the training images.', '--epochs', '--num-epochs', min=1, metavar='N')
 Side = option(int, 'Side of the network input, pixels.', min=1, metavar='PIXELS')
 Rate = option(float, 'Learning rate of Adam; a tenth of it after 60 % and 80 % of the epochs.', metavar='X')
-Valid = option(str, 'Share of the training classes held out to pick the best epoch on; or test, which picks on the test '
-               'classes as seed 002 does.', metavar='X')
+Valid = option(str, 'Share of the training classes held out to pick the best epoch on; or test, which picks on the '
+               'test classes as seed 002 does.', metavar='X')
 Resume = switch('--resume', 'Go on after the last epoch that an interrupted run finished.')
 BF16 = switch('--bf16', 'Compute in bfloat16 where that is safe.', 'float32')
 Results = option(Path, 'Folder for weights, statistics, database and pictures.', metavar='FOLDER')
@@ -492,13 +495,13 @@ def extract(
     features.save(out, force=force)
     print(f'{out}: {features}')
 
-# %% ../nbs/10_cli.ipynb #c79ae3fd
+# %% ../nbs/10_cli.ipynb #91d2d793
 @app.command()
 def evaluate(
     files: argument(list[Path], 'FEATURES...', 'Files of `fgir extract` or `fgir train`.'),
     ks: Ranks = '1,2,4,8',
-    report: option(Path | None, 'Write a page with tables, curves and searches.', metavar='FILE.html', default='none') = None,
-    csv: option(Path | None, 'Write the table, recall as fractions of 1.', metavar='FILE.csv', default='none') = None,
+    report: option(Path | None, 'Write a page with tables, curves and searches.', metavar='HTML', default='none') = None,
+    csv: option(Path | None, 'Write the table, recall as fractions of 1.', metavar='CSV', default='none') = None,
     force: Force = False,
 ):
     "Recall@K of described images, in percent."
@@ -527,7 +530,7 @@ def pick_array(
     if name not in features.names: raise ValueError(f"--descriptor: name one of {', '.join(features.names)}")
     return name
 
-# %% ../nbs/10_cli.ipynb #625420a1
+# %% ../nbs/10_cli.ipynb #eba70ab6
 @app.command()
 def search(
     image: argument(Path, 'IMAGE', 'The photograph to search with.'),
@@ -536,7 +539,7 @@ def search(
     descriptor: option(str | None, 'Array to search in.', metavar='NAME', default='the only one, or embedding') = None,
     k: option(int, 'Images to find.', '-k', '--k', min=1, metavar='N') = 8,
     as_json: switch('--json', 'Print JSON.', 'a table') = False,
-    picture: option(Path | None, 'Write a picture of the answer.', metavar='FILE.png', default='none') = None,
+    picture: option(Path | None, 'Write a picture of the answer.', metavar='PNG', default='none') = None,
     device: Device = None, force: Force = False,
 ):
     "Find the images that are most like a photograph."

@@ -307,14 +307,14 @@ def evaluate_recall(
         rows.append(about | {f"R@{k}": r for k, r in found.items()})
     return pd.DataFrame(rows)
 
-# %% ../nbs/03a_features.ipynb #71c681a6
+# %% ../nbs/03a_features.ipynb #94ab0093
 def _draw(ax: plt.Axes, image: Image.Image, name: str, color: str | None = None, score: float | None = None) -> None:
     "An image under its class name, in a colored frame or in none, over a score."
     width = int(ax.get_figure().get_size_inches()[0] / ax.get_gridspec().ncols * 16)
     ax.imshow(image)
     ax.set(xticks=[], yticks=[])
     ax.set_title("\n".join(wrap(name.replace("_", " "), width, max_lines=2, placeholder="…")), fontsize=7, pad=3)
-    if score is not None: ax.set_xlabel(f"{score:.2f}", fontsize=7, labelpad=2)
+    if score is not None: ax.set_xlabel(f"{score:.4f}", fontsize=7, labelpad=2)
     for spine in ax.spines.values(): spine.set(visible=color is not None, color=color, linewidth=3)
 
 # %% ../nbs/03a_features.ipynb #87eabfb0

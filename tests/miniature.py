@@ -6,7 +6,6 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-
 def photograph(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> None:
     "Write a smooth random image, `size` = (width, height)."
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from fgir.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner, load_seed_weights
 from fgir.features import Features
 from fgir.synth import synth_dataset
 
-
 class Stem(nn.Module):
     "A backbone of one convolution."
     n_features, config = 8, {'name': 'stem'}

@@ -14,8 +14,8 @@ from torchvision.models import resnet18
 
 from fgir import cli
 from fgir.data import shared_dir
-from fgir.synth import synth_dataset
 from fgir.features import Features
+from fgir.synth import synth_dataset
 
 COMMANDS = ['demo', 'prepare', 'train cgd', 'extract', 'evaluate', 'search']
 needs_data = pytest.mark.skipif(shared_dir() is None, reason='no real photographs: set FGIR_SHARED')

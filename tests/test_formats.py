@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-import fgir.data as data
+import fgir.formats as formats
 from fgir.data import (
-    SOURCES,
     BadImage,
     check_images,
     drop_bad,
@@ -36,6 +35,7 @@ from fgir.data import (
 )
 from fgir.formats import (
     CFGA_FILES,
+    SOURCES,
     download,
     extract_archive,
     prepare,
@@ -48,7 +48,6 @@ from fgir.formats import (
     write_crops,
     write_table,
 )
-
 
 def tree(folder: Path) -> dict[str, bytes]:
     "All files below a folder, hidden ones too."
@@ -222,7 +221,7 @@ def test_other_kinds_of_image(tmp_path):
 
 @pytest.mark.parametrize('name', ['cub', 'cars', 'sop', 'folder'])
 def test_cfga_round_trip(tmp_path, name):
-    table = data.READERS[name](miniature.SETS[name](tmp_path/name))
+    table = formats.READERS[name](miniature.SETS[name](tmp_path/name))
     write_cfga_json(table, tmp_path/'out')
     back = read_cfga_json(tmp_path/'out')
     expected = table.sort_values('split', key=lambda s: s != 'train', kind='stable').reset_index(drop=True)
@@ -234,7 +233,7 @@ def test_cfga_round_trip(tmp_path, name):
 
 
 def test_cfga_files_are_flat_lists_in_file_order(tmp_path):
-    table = data.READERS['cars'](miniature.cars(tmp_path/'cars'))
+    table = formats.READERS['cars'](miniature.cars(tmp_path/'cars'))
     write_cfga_json(table, tmp_path/'out')
     assert sorted(tree(tmp_path/'out')) == sorted(CFGA_FILES.values())
     values = {name: json.loads(text) for name, text in tree(tmp_path/'out').items()}
@@ -248,7 +247,7 @@ def test_cfga_files_are_flat_lists_in_file_order(tmp_path):
 def test_cfga_class_names(tmp_path, birds):
     write_cfga_json(birds, tmp_path/'a')
     assert list(read_cfga_json(tmp_path/'a')['name']) == list(birds['name'])
-    cars = data.READERS['cars'](miniature.cars(tmp_path/'cars'))
+    cars = formats.READERS['cars'](miniature.cars(tmp_path/'cars'))
     write_cfga_json(cars, tmp_path/'b')
     assert set(read_cfga_json(tmp_path/'b')['name']) == {'1', '2', '3', '4'}
 
@@ -285,7 +284,7 @@ def test_cfga_knows_two_splits(tmp_path):
 
 @pytest.mark.parametrize('name', list(miniature.SETS))
 def test_cgd_round_trip(tmp_path, name):
-    table = data.READERS[name](miniature.SETS[name](tmp_path/name))
+    table = formats.READERS[name](miniature.SETS[name](tmp_path/name))
     write_cgd_dicts(table, tmp_path/'a.pth')
     back = read_cgd_dicts(tmp_path/'a.pth')
     columns = ['label', 'split']
@@ -296,7 +295,7 @@ def test_cgd_round_trip(tmp_path, name):
 
 
 def test_cgd_labels_and_order(tmp_path):
-    cars = data.READERS['cars'](miniature.cars(tmp_path/'cars'))
+    cars = formats.READERS['cars'](miniature.cars(tmp_path/'cars'))
     write_cgd_dicts(cars, tmp_path/'cars.pth')
     dicts = torch.load(tmp_path/'cars.pth', weights_only=True)
     assert list(dicts) == ['train', 'test']
@@ -572,7 +571,7 @@ def archive_of(folder: Path, top: str, extra: str | None = None) -> bytes:
 
 def test_download_cub(tmp_path, birds, server):
     server.files['/CUB_200_2011.tgz'] = archive_of(tmp_path/'cub', 'CUB_200_2011', 'attributes.txt')
-    with patch.dict(data.ARCHIVES, cub=(f'{server.url}/CUB_200_2011.tgz', 'images.txt')):
+    with patch.dict(formats.ARCHIVES, cub=(f'{server.url}/CUB_200_2011.tgz', 'images.txt')):
         server.half = True
         with pytest.raises(OSError, match='CUB_200_2011.tgz: could not be downloaded: .*(cut short|only)'):
             download('cub', tmp_path/'out', progress=False)
@@ -590,7 +589,7 @@ def test_download_cars_lacks_labels_and_says_so(tmp_path, server):
     kit = miniature.cars_devkit(tmp_path/'kit')
     (kit/'devkit').rename(tmp_path/'devkit')
     server.files['/stanford-cars.tgz'] = archive_of(kit, 'stanford-cars')
-    with patch.dict(data.ARCHIVES, cars=(f'{server.url}/stanford-cars.tgz', 'cars_train')):
+    with patch.dict(formats.ARCHIVES, cars=(f'{server.url}/stanford-cars.tgz', 'cars_train')):
         with pytest.warns(UserWarning, match='labels are missing.*cars_test_annos_withlabels.mat'):
             root = download('cars', tmp_path/'out', progress=False)
     with pytest.raises(FileNotFoundError, match='cars_annos.mat: annotation file is missing. Cars-196: ROOT holds'):
@@ -601,12 +600,12 @@ def test_download_cars_lacks_labels_and_says_so(tmp_path, server):
 
 
 def test_download_errors(tmp_path, server):
-    with patch.dict(data.ARCHIVES, cub=(f'{server.url}/none.tgz', 'images.txt')):
+    with patch.dict(formats.ARCHIVES, cub=(f'{server.url}/none.tgz', 'images.txt')):
         with pytest.raises(OSError, match='none.tgz: could not be downloaded'):
             download('cub', tmp_path/'out', progress=False)
     server.files['/odd.tgz'] = tar_of(GOOD)
-    with patch.dict(data.ARCHIVES, cub=(f'{server.url}/odd.tgz', 'images.txt')):
-        with patch.object(data, 'check', return_value=False), pytest.raises(OSError, match='not the file that fastai'):
+    with patch.dict(formats.ARCHIVES, cub=(f'{server.url}/odd.tgz', 'images.txt')):
+        with patch.object(formats, 'check', return_value=False), pytest.raises(OSError, match='not the file that fastai'):
             download('cub', tmp_path/'out', progress=False)
         assert not list((tmp_path/'out').iterdir())
         with pytest.raises(ValueError, match=r"expected images.txt in it, found \['good.txt'\]"):
@@ -628,9 +627,9 @@ def test_unknown_name(tmp_path):
 
 
 def test_addresses_are_fastai_s():
-    checks = data.checks_module(data.fastai.data).read_text()
-    assert all(f"'{url}'" in checks for url, _ in data.ARCHIVES.values())
-    assert set(SOURCES) == set(data.READERS) == set(miniature.SETS)
+    checks = formats.checks_module(formats.fastai.data).read_text()
+    assert all(f"'{url}'" in checks for url, _ in formats.ARCHIVES.values())
+    assert set(SOURCES) == set(formats.READERS) == set(miniature.SETS)
 
 
 # The development kit of the cars
@@ -715,7 +714,7 @@ def test_prepare_refuses_before_it_works(tmp_path):
 
 
 def test_prepare_interrupted_and_started_again(tmp_path, birds):
-    with patch.object(data, 'write_cgd_dicts', side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+    with patch.object(formats, 'write_cgd_dicts', side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         prepare('cub', tmp_path/'cub', tmp_path/'out', crop=True, progress=False)
     with patch.object(Image.Image, 'save', side_effect=AssertionError('written again')):
         prepare('cub', tmp_path/'cub', tmp_path/'out', crop=True, progress=False)

@@ -21,7 +21,6 @@ from fgir.losses import BatchHardTripletLoss
 from fgir.metrics import recall_at_k
 from fgir.synth import synth_dataset
 
-
 class Proxies(nn.Module):
     "A minimal loss with parameters."
 

@@ -1,4 +1,4 @@
-"""Loaders, transforms and the image cache of `fgir.data`, beyond what its notebook shows."""
+"""Loaders, transforms and the image cache of `fgir.loaders`, beyond what its notebook shows."""
 
 import json
 import os
@@ -441,7 +441,7 @@ def test_cache_keeps_the_aspect(fish, tmp_path):
 def test_full_cache_is_not_decoded_again(fish, tmp_path, monkeypatch):
     resize_cache(fish, 32, tmp_path, progress=False)
     written = (tmp_path / 'pixels.bin').stat().st_mtime_ns
-    monkeypatch.setattr('fgir.data.load_row', None)
+    monkeypatch.setattr('fgir.loaders.load_row', None)
     assert resize_cache(fish[10:20], 32, tmp_path, progress=False).attrs['cache'] == str(tmp_path)
     assert (tmp_path / 'pixels.bin').stat().st_mtime_ns == written
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgir import data
+from fgir import synth
 from fgir.data import load_row, read_cub
 from fgir.synth import draw_fish, synth_classes, synth_dataset
 
@@ -24,10 +24,10 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def in_another_process(statement: str) -> subprocess.Popen:
-    "Run `statement` after `from fgir.data import synth_dataset`, in a fresh Python."
-    folder = str(Path(data.__file__).parents[1])
+    "Run `statement` after `from fgir.synth import synth_dataset`, in a fresh Python."
+    folder = str(Path(synth.__file__).parents[1])
     env = os.environ | {'PYTHONPATH': os.pathsep.join([folder, os.environ.get('PYTHONPATH', '')])}
-    return subprocess.Popen([sys.executable, '-c', f'from fgir.data import synth_dataset; {statement}'], env=env)
+    return subprocess.Popen([sys.executable, '-c', f'from fgir.synth import synth_dataset; {statement}'], env=env)
 
 
 def test_same_bytes_again_and_elsewhere(tmp_path):
@@ -72,10 +72,10 @@ def test_layout(tmp_path):
 
 def test_box_holds_the_fish_and_nothing_more(monkeypatch):
     colors = ['body', 'fins', 'marks', 'white', 'black']
-    monkeypatch.setattr(data, '_random_palette', lambda rng: dict.fromkeys(colors, (255, 0, 255)))
-    monkeypatch.setattr(data, '_water', lambda side, rng: Image.new('RGB', (side, side)))
-    monkeypatch.setattr(data, '_light', lambda image, rng: image)
-    for name in ('_weeds', '_ellipses'): monkeypatch.setattr(data, name, lambda *args: None)
+    monkeypatch.setattr(synth, '_random_palette', lambda rng: dict.fromkeys(colors, (255, 0, 255)))
+    monkeypatch.setattr(synth, '_water', lambda side, rng: Image.new('RGB', (side, side)))
+    monkeypatch.setattr(synth, '_light', lambda image, rng: image)
+    for name in ('_weeds', '_ellipses'): monkeypatch.setattr(synth, name, lambda *args: None)
     for seed, traits in enumerate(synth_classes(40)):
         image, box = draw_fish(traits, 96, seed)
         assert np.abs(np.subtract(image.getbbox(), box)).max() <= 1
@@ -118,16 +118,16 @@ def test_other_folders_are_refused_and_kept(tmp_path):
 
 def test_drawn_once_then_read(tmp_path, monkeypatch):
     first = synth_dataset(tmp_path/'new'/'fish', **SMALL)
-    monkeypatch.setattr(data, 'draw_fish', None)
+    monkeypatch.setattr(synth, 'draw_fish', None)
     assert synth_dataset(tmp_path/'new'/'fish', **SMALL).equals(first)
 
 
 def test_error_while_drawing_leaves_nothing(tmp_path, monkeypatch):
-    draw = data.draw_fish
+    draw = synth.draw_fish
     def fail(traits, size, seed):
         if seed[1] == 3: raise OSError('disk is full')
         return draw(traits, size, seed)
-    monkeypatch.setattr(data, 'draw_fish', fail)
+    monkeypatch.setattr(synth, 'draw_fish', fail)
     with pytest.raises(OSError): synth_dataset(tmp_path/'fish', **SMALL)
     assert not list(tmp_path.iterdir())
 
