@@ -12,8 +12,8 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'Root', 'Data', 'Split', 'Le
            'Results', 'Output', 'Rows', 'about', 'one_line', 'main', 'option', 'argument', 'switch', 'parse_ranks',
            'parse_valid', 'refuse_existing', 'watched', 'epochs_shown', 'detect_layout', 'find_reader', 'given_choices',
            'read_data', 'pick_device', 'load_descriptor', 'pick_rows', 'settings', 'print_recall', 'demo_learner',
-           'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'cgd', 'extract', 'evaluate', 'pick_array',
-           'search']
+           'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'cgd', 'extract', 'evaluate',
+           'pick_array', 'search']
 
 # %% ../nbs/10_cli.ipynb #b5e46d94
 import json
@@ -276,10 +276,10 @@ def print_recall(results: 'pd.DataFrame'):  # from `evaluate`
     percent = (results.set_index(['model', 'descriptor'])[recalls]*100).reset_index()
     print(percent.to_string(index=False, float_format='%.1f'))
 
-# %% ../nbs/10_cli.ipynb #9cac4439
+# %% ../nbs/10_cli.ipynb #4b2cb54f
 DEMO = dict(
     data=dict(n_classes=80, n_per_class=50, size=72),
-    cgd=dict(backbone='test_resnet', gd_config='SG', feature_dim=256, size=64, batch_size=64, epochs=10, lr=1e-2),
+    cgd=dict(backbone='test_resnet', gd_config='SG', feature_dim=256, size=64, batch_size=64, epochs=15, lr=1e-2),
     fit=dict(wd=1e-2, pct_start=.25),
     margins={'untrained network': 30, 'color histogram': 20},
     ks=(1, 2, 4, 8),
@@ -287,7 +287,7 @@ DEMO = dict(
          'pose say nothing about the class. The networks were not trained on the test classes, and the best epoch was '
          'picked on training classes that were held out.')
 
-# %% ../nbs/10_cli.ipynb #46f80644
+# %% ../nbs/10_cli.ipynb #0b7a125c
 def demo_learner(
     table: 'pd.DataFrame',
     out: Path,  # folder of its files
@@ -300,14 +300,23 @@ def demo_learner(
     from torch.optim import AdamW
 
     from fgir.cgd import cgd_learner
-    from fgir.learner import FreezeBN
 
     learn = cgd_learner(table, 'demo', pretrained=False, recalls=DEMO['ks'], out=out, seed=seed, **DEMO['cgd'])
-    learn.remove_cb(FreezeBN)
     learn.opt_func = partial(OptimWrapper, opt=AdamW)
     return learn
 
-# %% ../nbs/10_cli.ipynb #54340e97
+# %% ../nbs/10_cli.ipynb #aeae9ec4
+@contextmanager
+def half_of_threads() -> Iterator[None]:
+    "Let torch compute with half of its threads inside of the block."
+    import torch
+
+    n = torch.get_num_threads()
+    torch.set_num_threads(max(1, n//2))
+    try: yield
+    finally: torch.set_num_threads(n)
+
+# %% ../nbs/10_cli.ipynb #cabb89dd
 def demo_run(
     table: 'pd.DataFrame',
     out: Path,  # folder of its files
@@ -323,7 +332,7 @@ def demo_run(
 
     described = {'color histogram': describe(ColorHistogram()), 'untrained network': describe(learn.model)}
     epochs, lr = (DEMO['cgd'][k] for k in ('epochs', 'lr'))
-    with epochs_shown(learn):
+    with epochs_shown(learn), half_of_threads():
         learn.fit_one_cycle(epochs, lr, **DEMO['fit'], cbs=SaveBest('R@1', 'model'))
     learn.load('model', with_opt=False)
     return {**described, 'trained network': describe(learn.model)}, learn
