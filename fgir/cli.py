@@ -57,7 +57,7 @@ def one_line(error: Exception) -> str:
     context, text = getattr(error, 'ctx', None), ' '.join(text.replace('force=True', '--force').split())
     return f'{text} (see {context.command_path} --help)' if context else text
 
-# %% ../nbs/10_cli.ipynb #a7b943aa
+# %% ../nbs/10_cli.ipynb #a42c350e
 def main(
     args: list[str] | None = None,  # words after `fgir`; default those of the command line
 ) -> int:  # exit status
@@ -65,12 +65,14 @@ def main(
     args = sys.argv[1:] if args is None else list(args)
     warnings.filterwarnings('ignore', category=FutureWarning)
     words = [re.sub('^--[a-z_]+', lambda m: m[0].replace('_', '-'), a) for a in args if a != '--debug'] or ['--help']
-    try: return app(words, prog_name='fgir', standalone_mode=False) or 0
-    except typer.Abort: return 130
+    try: status = app(words, prog_name='fgir', standalone_mode=False) or 0
+    except typer.Abort: status = 130
     except INPUT_ERRORS as e:
         if '--debug' in args: raise
         print(f'fgir: {one_line(e)}', file=sys.stderr)
         return getattr(e, 'exit_code', 1)
+    if status == 130: print('fgir: interrupted', file=sys.stderr)
+    return status
 
 # %% ../nbs/10_cli.ipynb #88ee75d6
 def option(

@@ -208,7 +208,7 @@ def chart(
     svg = re.sub(r"font-family:[^;\"]*;?", '', svg).replace('#000000', 'currentColor')
     return h.NotStr(svg.replace('<svg', f'<svg role="img" aria-label="{escape(alt)}"', 1))
 
-# %% ../nbs/09_evaluation.ipynb #a0e39712
+# %% ../nbs/09_evaluation.ipynb #f1974f2b
 def recall_columns(frame: pd.DataFrame) -> list[str]:
     "The columns R@K; raises ValueError if there are none."
     columns = [c for c in frame if re.fullmatch(r'R@\d+', c)]
@@ -227,7 +227,7 @@ def recall_chart(results: pd.DataFrame) -> h.FT:
         ax.set(xscale='log', xlabel='K', ylabel='Recall@K, %', ylim=(0, 102))
         ax.set_xticks(ks, ks)
         ax.minorticks_off()
-        ax.legend(loc='lower right')
+        ax.legend(loc='best')
 
     return chart(draw, f'Recall over K of {", ".join(best["model"])}')
 
@@ -261,7 +261,7 @@ def thumbnail(image: Image.Image, side: int = 192) -> str:
     image.save(out, 'JPEG', quality=85)
     return data_uri(out.getvalue(), 'jpeg')
 
-# %% ../nbs/09_evaluation.ipynb #c531fb46
+# %% ../nbs/09_evaluation.ipynb #5efec64b
 def search_html(
     table: pd.DataFrame,
     query: pd.Series,  # a row of `judge`
@@ -275,7 +275,7 @@ def search_html(
 
     kinds = ({True: ('right', '✓'), False: ('wrong', '✗')}[bool(ok)] for ok in query['right'])
     answers = zip(query['found'], query['scores'], kinds, strict=True)
-    found = (figure(row, kind, f'{sign} {score:.2f}') for row, score, (kind, sign) in answers)
+    found = (figure(row, kind, f'{sign} {score:.4f}') for row, score, (kind, sign) in answers)
     rank = f'first hit: {query["first"]:.0f}' if np.isfinite(query['first']) else 'no hit'
     return h.Div(figure(query['row'], 'query', rank), *found, cls='search')
 
