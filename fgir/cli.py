@@ -484,7 +484,7 @@ def cgd(
 Output = option(Path, 'File to write (.safetensors).', metavar='FILE')
 Rows = option(str, 'Rows to describe: test (also query and gallery), train, valid, … or all.', metavar='NAME')
 
-# %% ../nbs/10_cli.ipynb #04750c7f
+# %% ../nbs/10_cli.ipynb #963a0832
 @app.command()
 def extract(
     root: Root, out: Output, model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = 'S',
@@ -492,7 +492,7 @@ def extract(
     size: Size = None, tfms: Transform = None, batch_size: Batch = 64, workers: Workers = None, device: Device = None,
     skip_bad: SkipBad = False, force: Force = False,
 ):
-    "Describe images as vectors: by a trained model, or by the pooled map of a network."
+    "Describe images by a trained model or by a backbone."
     refuse_existing([out], force)
     table = pick_rows(read_data(root, data, skip_bad, split=split, level=level), rows)
     descriptor = load_descriptor(model, backbone, weights, pool, device)
