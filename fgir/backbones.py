@@ -6,15 +6,16 @@ Docs: https://fgir.github.io/fgir/backbones.html.md"""
 
 # %% auto #0
 __all__ = ['BACKBONES', 'BVLC_GOOGLENET', 'BN_INCEPTION', 'POOLS', 'OPERATIONS', 'ConvReLU', 'InceptionV1', 'ResponseNorm',
-           'BVLCGoogLeNet', 'BNInception', 'tokens_to_map', 'read_weights', 'load_weights', 'create_backbone', 'SPoC',
-           'MAC', 'AvgMax', 'GeM', 'create_pool', 'create_head', 'RetrievalNet', 'Pooled', 'save_model', 'build_model',
-           'read_record', 'read_tensors', 'load_model', 'count_parameters', 'count_operations']
+           'BVLCGoogLeNet', 'BNInception', 'tokens_to_map', 'as_backbone', 'read_weights', 'load_weights',
+           'create_backbone', 'SPoC', 'MAC', 'AvgMax', 'GeM', 'create_pool', 'create_head', 'RetrievalNet', 'Pooled',
+           'save_model', 'build_model', 'read_record', 'read_tensors', 'load_model', 'count_parameters',
+           'count_operations']
 
-# %% ../nbs/01_backbones.ipynb #d19b9550
+# %% ../nbs/01_backbones.ipynb #438c4ae6
 import json
 import re
 from collections.abc import Callable, Iterable
-from copy import deepcopy
+from copy import copy, deepcopy
 from difflib import get_close_matches
 from functools import cache
 from hashlib import sha1
@@ -252,7 +253,7 @@ def _as_backbone(net: nn.Module, run: str, name: str, last_strides: tuple[int, i
     net.name, net.config = name, {'name': name, 'last_strides': list(last_strides) if last_strides else None}
     return net
 
-# %% ../nbs/01_backbones.ipynb #d2adcbc0
+# %% ../nbs/01_backbones.ipynb #1607441d
 def _build_timm(name: str, pretrained: bool) -> nn.Module:
     "Network of timm, with its own pretrained weights if asked, without its head."
     if not timm.is_model(name): raise ValueError(_unknown_name(name))
@@ -263,6 +264,9 @@ def _build_timm(name: str, pretrained: bool) -> nn.Module:
     except OSError as e: raise OSError(f'timm model {name}: no weights ({_first_line(e)}); pass weights=FILE') from e
     head = getattr(net, 'head', None)
     if isinstance(head, nn.Module) and net.get_classifier() in head.modules(): net.head = nn.Identity()
+    return _as_timm_backbone(net, name)
+
+def _as_timm_backbone(net: nn.Module, name: str) -> nn.Module:
     given, tag = net.pretrained_cfg, net.pretrained_cfg.get('tag')
     net.n_features, net.stride = net.num_features, net.feature_info[-1]['reduction']
     net.mean, net.std = tuple(given['mean']), tuple(given['std'])
@@ -272,6 +276,25 @@ def _unknown_name(name: str) -> str:
     close = get_close_matches(name, {*BACKBONES, *timm.list_models()}, n=3)
     return (f"unknown backbone {name!r}{': did you mean ' + ' or '.join(close) + '?' if close else ''} "
             f"Known are {', '.join(BACKBONES)} and the names of timm.list_models()")
+
+# %% ../nbs/01_backbones.ipynb #355cc292
+_TORCHVISION_CLASSES = {'ResNet': 'resnet50', 'GoogLeNet': 'googlenet', 'SqueezeNet': 'squeezenet1_1'}
+
+def as_backbone(
+    classifier: nn.Module, # a ResNet, GoogLeNet or SqueezeNet of torchvision, any network of timm, or a backbone already
+) -> nn.Module: # as from `create_backbone`
+    "The feature network of a classifier, which shares all layers with it; ValueError for an unknown architecture."
+    kind, net = type(classifier).__name__, copy(classifier)
+    if hasattr(classifier, 'n_features') and hasattr(classifier, 'stride'): return classifier
+    if hasattr(classifier, 'forward_features') and hasattr(classifier, 'pretrained_cfg'):
+        return _as_timm_backbone(net, classifier.pretrained_cfg.get('architecture', kind))
+    if kind not in _TORCHVISION_CLASSES or not type(classifier).__module__.startswith('torchvision.'):
+        raise ValueError(f'{kind}: no feature map known; give a network of create_backbone, torchvision or timm')
+    info = BACKBONES[_TORCHVISION_CLASSES[kind]]
+    net._modules = {k: m for k, m in classifier._modules.items() if k not in (*info['head'], 'aux1', 'aux2')}
+    net.n_features = classifier.fc.in_features if kind == 'ResNet' else info['n_features']
+    net.mean, net.std, net.stride = info['mean'], info['std'], info['stride']
+    return _as_backbone(net, info['run'], kind)
 
 # %% ../nbs/01_backbones.ipynb #78afb277
 def _fetch(address: str) -> Path:
@@ -448,7 +471,7 @@ class Pooled(nn.Module):
         maps = self.backbone(x)
         return {name: F.normalize(pool(maps), dim=-1) for name, pool in self.pools.items()}
 
-# %% ../nbs/01_backbones.ipynb #1ffb6064
+# %% ../nbs/01_backbones.ipynb #0f8e5b65
 def _model_path(path: str | Path) -> Path:
     path = Path(path)
     return path if path.suffix == '.safetensors' else path.with_name(f'{path.name}.safetensors')
@@ -457,13 +480,14 @@ def save_model(
     model: nn.Module, # of a class of fgir with `config`, such as `RetrievalNet`
     path: str | Path, # where to; `.safetensors` is added if it is missing
     extra_tensors: dict[str, Tensor] | None = None, # kept in the same file, under names with a '/'; not the model's
+    loadable: bool = True, # ValueError for a class that `load_model` would refuse; False: write any module
     **record, # further facts for the record, JSON: epoch=3, data='cub'
 ) -> Path: # the file of tensors
     "Save `model` as .safetensors with its record inside, and a readable copy of that beside it, replacing what is there."
     path, extra = _model_path(path), extra_tensors or {}
     public_name = getattr(model, 'class_path', f'{type(model).__module__}.{type(model).__qualname__}')
     record = {**record, 'class': public_name, 'config': getattr(model, 'config', None)}
-    _class_of(record, path)
+    if loadable: _class_of(record, path)
     if any('/' not in name for name in extra): raise ValueError("extra_tensors: give every name a '/', as in train/x")
     text = json.dumps(record, indent=1)
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)

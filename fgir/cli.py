@@ -10,16 +10,18 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'Root', 'Data', 'Split', 'Le
            'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'CGDBackbone', 'Scratch', 'GDConfig', 'Dim', 'Smoothing',
            'Temperature', 'Margin', 'Recalls', 'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'BF16',
            'Results', 'Output', 'Rows', 'about', 'one_line', 'main', 'option', 'argument', 'switch', 'parse_ranks',
-           'parse_valid', 'refuse_existing', 'watched', 'epochs_shown', 'detect_layout', 'find_reader', 'given_choices',
-           'read_data', 'pick_device', 'load_descriptor', 'pick_rows', 'settings', 'print_recall', 'demo_learner',
-           'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'cgd', 'extract', 'evaluate',
-           'pick_array', 'search']
+           'parse_valid', 'check_writable', 'refuse_existing', 'watched', 'epochs_shown', 'detect_layout',
+           'find_reader', 'given_choices', 'read_data', 'pick_device', 'check_descriptor_options', 'load_descriptor',
+           'pick_rows', 'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads',
+           'save_demo', 'demo', 'prepare', 'check_test_rows', 'cgd', 'extract', 'name_files', 'evaluate', 'pick_array',
+           'search']
 
-# %% ../nbs/10_cli.ipynb #b5e46d94
+# %% ../nbs/10_cli.ipynb #ca1acf2a
 import json
 import re
 import shlex
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -47,14 +49,16 @@ def about(
 ):
     "Fine-grained image retrieval: find the photographs that show the same species, model or article."
 
-# %% ../nbs/10_cli.ipynb #082b2e4d
+# %% ../nbs/10_cli.ipynb #d71b3104
 INPUT_ERRORS = (ValueError, OSError, RuntimeError, MemoryError, typer.BadParameter.__mro__[2])
 
 def one_line(error: Exception) -> str:
     "Say what went wrong in one line."
-    if isinstance(error, OSError) and error.strerror: text = f'{error.filename}: {error.strerror}'
+    if isinstance(error, OSError) and error.strerror:
+        text = ': '.join(str(part) for part in (error.filename, error.strerror) if part is not None)
     else: text = error.format_message() if hasattr(error, 'format_message') else str(error)
-    context, text = getattr(error, 'ctx', None), ' '.join(text.replace('force=True', '--force').split())
+    text = ' '.join(re.sub(r'\b(force|resume)=True', r'--\1', text).split())
+    context = getattr(error, 'ctx', None)
     return f'{text} (see {context.command_path} --help)' if context else text
 
 # %% ../nbs/10_cli.ipynb #a42c350e
@@ -110,15 +114,15 @@ Device = option(str | None, 'cpu, cuda, cuda:1, …', metavar='NAME', default='t
 Seed = option(int, 'Of everything random.', metavar='N', min=0)
 Force = switch('--force', 'Overwrite results that are there.')
 
-# %% ../nbs/10_cli.ipynb #82fa4ee9
+# %% ../nbs/10_cli.ipynb #6b318b54
 Model = option(Path | None, 'Model file (.safetensors) of `fgir train` or `save_model`.', metavar='FILE',
                default='none')
 Backbone = option(str | None, 'Describe with the pooled map of this network instead: resnet50, bvlc_googlenet, any '
                   'name of timm, …', metavar='NAME', default='none')
 Weights = option(str | None, "Backbone's weights: a file, an address or a tag.", metavar='FILE',
                  default='its ImageNet weights, downloaded')
-Pool = option(str, 'Poolings of the map: S (mean), M (maximum), G (generalized mean), avg+max; several with commas.',
-              metavar='LETTERS')
+Pool = option(str | None, 'Poolings of the map: S (mean), M (maximum), G (generalized mean), avg+max; several with '
+              'commas.', metavar='LETTERS', default='S')
 Size = option(int | None, 'Side of the network input, pixels.', min=1, metavar='PIXELS',
               default="the model's, or the transform's")
 Transform = option(str | None, 'Transform by name: cgd, proxy_anchor, cfga_dml, squash, …', metavar='NAME',
@@ -144,14 +148,23 @@ def parse_valid(text: str) -> float | str:
     try: return float(text)
     except ValueError: raise ValueError(f"--valid: expected a fraction such as 0.2, or test, found {text!r}") from None
 
-# %% ../nbs/10_cli.ipynb #18482832
+# %% ../nbs/10_cli.ipynb #9d515d70
+def check_writable(folder: Path):
+    "Make a folder, if it is not there; raise OSError naming it if no file can be written in it."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder): pass
+    except OSError as e: raise OSError(f'{folder}: no file can be written there: {e.strerror}') from None
+
 def refuse_existing(
     paths: Iterable[Path],  # files that are about to be written
     force: bool = False,  # overwriting them is wanted
 ):
-    "Raise FileExistsError naming the first of `paths` that is there."
-    old = next((p for p in map(Path, paths) if p.exists()), None)
-    if old is not None and not force: raise FileExistsError(f'{old}: exists already; --force overwrites it')
+    "Raise FileExistsError naming the first of `paths` that is there, OSError for one that could not be written."
+    for path in map(Path, paths):
+        if path.is_dir(): raise FileExistsError(f'{path}: exists already, as a folder')
+        if path.exists() and not force: raise FileExistsError(f'{path}: exists already; --force overwrites it')
+        check_writable(path.parent)
 
 # %% ../nbs/10_cli.ipynb #7c7b9f4a
 def watched() -> bool:
@@ -205,11 +218,12 @@ def given_choices(
         raise ValueError(f'--{name}: there is no such choice for this layout')
     return given
 
-# %% ../nbs/10_cli.ipynb #3fad731e
+# %% ../nbs/10_cli.ipynb #9f47ffe6
 def read_data(
     root: Path,
     data: str = 'auto',  # see `Data`
     skip_bad: bool = False,  # look through all images and leave out those that cannot be read
+    crop: bool = False,  # look at the boxes too
     **choices,  # see `given_choices`
 ) -> 'pd.DataFrame':  # the table
     "Read the table of `root`, and say what is in it."
@@ -217,7 +231,7 @@ def read_data(
 
     reader = find_reader(root, data)
     table = reader(root, **given_choices(reader, **choices))
-    if skip_bad and (bad := check_images(table, progress=watched())):
+    if skip_bad and (bad := check_images(table, progress=watched(), crop=crop)):
         print(bad, file=sys.stderr)
         table = drop_bad(table, bad)
     splits = ', '.join(f'{n} {s}' for s, n in table['split'].value_counts(sort=False).items())
@@ -237,21 +251,26 @@ def pick_device(
     except (RuntimeError, AssertionError) as e: raise ValueError(f'--device {name}: {str(e).splitlines()[0]}') from None
     return name
 
-# %% ../nbs/10_cli.ipynb #c481a3ff
+# %% ../nbs/10_cli.ipynb #fb4253f3
+def check_descriptor_options(model: Path | None, backbone: str | None, weights: str | None, pool: str | None):
+    "Raise ValueError unless one of a model and a backbone is named, and what goes with a backbone only with one."
+    if (model is None) == (backbone is None): raise ValueError('name one of --model FILE and --backbone NAME')
+    if model and (weights or pool): raise ValueError('--weights and --pool go with --backbone, a --model has its own')
+
 def load_descriptor(
     model: Path | None = None,  # a file of `save_model`
     backbone: str | None = None,  # or the name of a network, with …
     weights: str | None = None,  # … its weights, see `create_backbone`
-    pool: str = 'S',  # … and poolings with commas
+    pool: str | None = None,  # … and poolings with commas; default S
     device: str | None = None,  # default the GPU if there is one
 ) -> Callable:  # a descriptor, in evaluation mode
     "Load a trained model, or else make the descriptor of a backbone's pooled map."
-    if (model is None) == (backbone is None): raise ValueError('name one of --model FILE and --backbone NAME')
+    check_descriptor_options(model, backbone, weights, pool)
     from fgir.backbones import Pooled, create_backbone, load_model
 
     device = pick_device(device)
     if model is not None: return load_model(model, device)
-    return Pooled(create_backbone(backbone, weights=weights), pool.split(',')).to(device).eval()
+    return Pooled(create_backbone(backbone, weights=weights), (pool or 'S').split(',')).to(device).eval()
 
 def pick_rows(
     table: 'pd.DataFrame',
@@ -378,7 +397,7 @@ def save_demo(
     report(results, files['report'], 'fgir demo: drawn fish', described, history.reset_index(names='epoch'), command,
            {'Six searches among the test images': files['picture']}, DEMO['note'], force=True)
 
-# %% ../nbs/10_cli.ipynb #08423ad9
+# %% ../nbs/10_cli.ipynb #dc0ea3f7
 @app.command()
 def demo(
     out: option(Path, 'Folder for all files, about 25 MB.', metavar='FOLDER') = Path('fgir-demo'),
@@ -393,7 +412,7 @@ def demo(
     from fgir.synth import synth_dataset
 
     print('Drawing {n_classes} classes of fish, {n_per_class} pictures each'.format(**DEMO['data']))
-    table = synth_dataset(out/'fish', seed=seed, progress=watched(), **DEMO['data'])
+    table = synth_dataset(out/'fish', seed=seed, progress=watched(), force=force, **DEMO['data'])
     print('Describing the test classes, training on the others, describing again')
     described, learn = demo_run(table, out, seed)
     results = evaluate_features(described, DEMO['ks'])
@@ -452,7 +471,16 @@ Resume = switch('--resume', 'Go on after the last epoch that an interrupted run 
 BF16 = switch('--bf16', 'Compute in bfloat16 where that is safe.', 'float32')
 Results = option(Path, 'Folder for weights, statistics, database and pictures.', metavar='FOLDER')
 
-# %% ../nbs/10_cli.ipynb #ad2c92eb
+# %% ../nbs/10_cli.ipynb #d9780fd7
+def check_test_rows(table: 'pd.DataFrame'):
+    "Raise ValueError unless there are test images to search among each other, or queries and a gallery."
+    from fgir.features import sides
+
+    n = table['split'].isin(['test', 'query', 'gallery']).sum()
+    if n < 2: raise ValueError(f"{table.attrs['root']}: {n} test images, too few to score a trained model on")
+    sides(table)
+
+# %% ../nbs/10_cli.ipynb #ba6ce9a4
 @train.command()
 def cgd(
     root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
@@ -465,17 +493,20 @@ def cgd(
 ):
     "Train a combination of multiple global descriptors (CGD, seed 002) and describe the test images with it."
     ks, valid = parse_ranks(recalls, '--recalls'), parse_valid(valid)
-    table = read_data(root, data, skip_bad, split=split, level=level)
+    if from_scratch and weights: raise ValueError('--from-scratch and --weights exclude each other')
+    check_writable(out)
+    table = read_data(root, data, skip_bad, crop, split=split, level=level)
+    check_test_rows(table)
     from fgir.cgd import cgd_learner, save_cgd_results
     from fgir.evaluation import evaluate as evaluate_features
 
     learn = cgd_learner(
-        table, data_name, gd_config, feature_dim, smoothing, temperature, margin, batch_size, epochs, backbone=backbone,
-        weights=weights, pretrained=not from_scratch, crop=crop, size=size, lr=lr, recalls=ks, valid=valid, out=out,
-        seed=seed, num_workers=workers, device=pick_device(device))
-    refuse_existing(sorted(out.glob(f'{learn.prefix}_*')), force or resume)
+        table, data_name, gd_config, feature_dim, smoothing, temperature, margin, batch_size, epochs=epochs,
+        backbone=backbone, weights=weights, pretrained=not from_scratch, crop=crop, size=size, lr=lr, recalls=ks,
+        valid=valid, out=out, seed=seed, num_workers=workers, device=pick_device(device))
+    if not (force or resume): refuse_existing(sorted(out.glob(f'{learn.prefix}_*')))
     if bf16: learn.to_bf16()
-    with epochs_shown(learn): learn.fit_recipe(resume=resume)
+    with epochs_shown(learn): learn.fit_recipe(resume=resume, force=force)
     features = save_cgd_results(learn, table, force=True, progress=watched())
     print_recall(evaluate_features({'CGD': features}, ks))
     print(f"files: {out/learn.prefix}_*")
@@ -484,34 +515,41 @@ def cgd(
 Output = option(Path, 'File to write (.safetensors).', metavar='FILE')
 Rows = option(str, 'Rows to describe: test (also query and gallery), train, valid, … or all.', metavar='NAME')
 
-# %% ../nbs/10_cli.ipynb #963a0832
+# %% ../nbs/10_cli.ipynb #98537e79
 @app.command()
 def extract(
-    root: Root, out: Output, model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = 'S',
+    root: Root, out: Output, model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
     data: Data = 'auto', split: Split = None, level: Level = None, rows: Rows = 'test', crop: Crop = False,
     size: Size = None, tfms: Transform = None, batch_size: Batch = 64, workers: Workers = None, device: Device = None,
     skip_bad: SkipBad = False, force: Force = False,
 ):
     "Describe images by a trained model or by a backbone."
+    check_descriptor_options(model, backbone, weights, pool)
     refuse_existing([out], force)
-    table = pick_rows(read_data(root, data, skip_bad, split=split, level=level), rows)
-    descriptor = load_descriptor(model, backbone, weights, pool, device)
     from fgir.backbones import read_record
     from fgir.features import extract as extract_features
 
     how = settings(read_record(model) if model else {}, tfms=tfms, size=size, crop=crop)
+    table = pick_rows(read_data(root, data, skip_bad, how['crop'], split=split, level=level), rows)
+    descriptor = load_descriptor(model, backbone, weights, pool, device)
     note = f'{model or backbone}' + (f', weights {weights}' if weights else '')
     features = extract_features(descriptor, table, bs=batch_size, num_workers=workers, note=note,
                                 progress=watched(), **how)
     features.save(out, force=force)
     print(f'{out}: {features}')
 
-# %% ../nbs/10_cli.ipynb #91d2d793
+# %% ../nbs/10_cli.ipynb #7eea494c
+def name_files(files: list[Path]) -> dict[str, Path]:
+    "Give each file a short name: its stem, or its path if another file has the same stem."
+    stems = [file.stem for file in files]
+    return {file.stem if stems.count(file.stem) == 1 else str(file): file for file in files}
+
+# %% ../nbs/10_cli.ipynb #005916ea
 @app.command()
 def evaluate(
     files: argument(list[Path], 'FEATURES...', 'Files of `fgir extract` or `fgir train`.'),
     ks: Ranks = '1,2,4,8',
-    report: option(Path | None, 'Write a page with tables, curves and searches.', metavar='HTML', default='none') = None,
+    report: option(Path | None, 'Write a page with tables, curves, searches.', metavar='HTML', default='none') = None,
     csv: option(Path | None, 'Write the table, recall as fractions of 1.', metavar='CSV', default='none') = None,
     force: Force = False,
 ):
@@ -523,7 +561,7 @@ def evaluate(
     from fgir.evaluation import report as write_report
     from fgir.features import Features
 
-    features = {file.stem: Features.load(file) for file in files}
+    features = {name: Features.load(file) for name, file in name_files(files).items()}
     results = evaluate_features(features, ranks)
     print_recall(results)
     if csv:
@@ -541,19 +579,22 @@ def pick_array(
     if name not in features.names: raise ValueError(f"--descriptor: name one of {', '.join(features.names)}")
     return name
 
-# %% ../nbs/10_cli.ipynb #eba70ab6
+# %% ../nbs/10_cli.ipynb #3f9504d8
 @app.command()
 def search(
     image: argument(Path, 'IMAGE', 'The photograph to search with.'),
     features: option(Path, 'Gallery: a file of `fgir extract` or `fgir train`.', metavar='FILE'),
-    model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = 'S',
+    model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
     descriptor: option(str | None, 'Array to search in.', metavar='NAME', default='the only one, or embedding') = None,
     k: option(int, 'Images to find.', '-k', '--k', min=1, metavar='N') = 8,
+    box: option(tuple[float, float, float, float] | None, 'Crop the photograph to this box, pixels.',
+                metavar='X1 Y1 X2 Y2', default='the whole photograph') = None,
     as_json: switch('--json', 'Print JSON.', 'a table') = False,
     picture: option(Path | None, 'Write a picture of the answer.', metavar='PNG', default='none') = None,
     device: Device = None, force: Force = False,
 ):
     "Find the images that are most like a photograph."
+    check_descriptor_options(model, backbone, weights, pool)
     refuse_existing([picture] if picture else [], force)
     from fgir.data import write_atomic
     from fgir.features import Features
@@ -562,9 +603,9 @@ def search(
     gallery = Features.load(features)
     if 'gallery' in set(gallery.table['split']): gallery = gallery.select('gallery')
     index = Index.build(gallery, pick_array(gallery, descriptor))
-    found = index.search_image(image, load_descriptor(model, backbone, weights, pool, device), k=k)
+    found = index.search_image(image, load_descriptor(model, backbone, weights, pool, device), k=k, box=box)
     answer = found[['rank', 'score', 'name', 'path']]
     if as_json: print(json.dumps(answer.to_dict('records')))
     else: print(answer.to_string(index=False, float_format='%.4f'))
     if picture:
-        with write_atomic(picture) as tmp: show_search(index, image, found).savefig(tmp)
+        with write_atomic(picture) as tmp: show_search(index, image, found, box=box).savefig(tmp)

@@ -9,14 +9,12 @@ __all__ = ['CFGA_FILES', 'SOURCES', 'ARCHIVES', 'READERS', 'write_table', 'read_
            'read_cfga_json', 'write_cgd_dicts', 'read_cgd_dicts', 'extract_archive', 'download', 'read_cars_devkit',
            'prepare']
 
-# %% ../nbs/00b_formats.ipynb #58d1105c
+# %% ../nbs/00b_formats.ipynb #89f05f1a
 import json
 import lzma
 import os
 import re
-import shutil
 import tarfile
-import uuid
 import warnings
 import zipfile
 import zlib
@@ -36,6 +34,7 @@ from fastdownload.core import check, checks_module, download_url
 from fastprogress.fastprogress import progress_bar
 from scipy.io import loadmat
 
+# %% ../nbs/00b_formats.ipynb #3d8df2df
 from fgir.data import (
     BOX,
     SPLITS,
@@ -57,6 +56,7 @@ from fgir.data import (
     read_inshop,
     read_sop,
     write_atomic,
+    write_folder_atomic,
 )
 
 # %% ../nbs/00b_formats.ipynb #12821e4a
@@ -66,7 +66,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
     with write_atomic(path.with_suffix('.json')) as tmp: tmp.write_text(json.dumps(table.attrs))
     with write_atomic(path) as tmp: table.to_csv(tmp, index=False)
 
-# %% ../nbs/00b_formats.ipynb #b40bbeb7
+# %% ../nbs/00b_formats.ipynb #1470d09c
 def read_table(
     path: str | Path,  # the CSV file; its JSON file must lie beside it
     root: str | Path | None = None,  # the folder of the images, if it has moved since
@@ -75,12 +75,14 @@ def read_table(
     path = Path(path)
     try: attrs = json.loads(path.with_suffix('.json').read_text())
     except ValueError as e: raise ValueError(f"{path.with_suffix('.json')}: {e}") from e
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    lost = [c for c in ('path', 'label', 'name', 'split') if c not in rows]
+    try: rows = pd.read_csv(path, dtype=str, na_filter=False)
+    except ValueError as e: raise ValueError(f"{path}: {' '.join(str(e).split())}") from e
+    box = [*BOX] if rows.columns.isin(BOX).any() else []
+    lost = [c for c in ('path', 'label', 'name', 'split', *box) if c not in rows]
     if lost: raise ValueError(f'{path}, line 1: no column {lost[0]!r}')
     where = [f'{path}, line {i + 2}' for i in range(len(rows))]
     _refuse(~rows['label'].str.fullmatch(r'\d+'), where, 'expected an integer label, found {!r}', rows['label'])
-    boxes = rows[BOX].apply(pd.to_numeric, errors='coerce') if 'x1' in rows else None
+    boxes = rows[box].apply(pd.to_numeric, errors='coerce') if box else None
     table = make_table(rows['path'], rows['label'].astype(np.int64), rows['name'], list(rows['split']),
                        root or attrs.get('root', path.parent), attrs.get('dataset', 'folder'), boxes, where)
     table.attrs = attrs | table.attrs
@@ -102,7 +104,7 @@ def _begin_crops(out: Path, record: dict, force: bool) -> None:
         raise FileExistsError(f'{out}: holds {old or "other files"}, not {record}; use another folder or force=True')
     with write_atomic(file) as tmp: tmp.write_text(json.dumps(record))
 
-# %% ../nbs/00b_formats.ipynb #a5ba5830
+# %% ../nbs/00b_formats.ipynb #cdb7acba
 def write_crops(
     table: pd.DataFrame,
     out: str | Path,  # folder for the images; new, empty, or begun by the same call
@@ -115,8 +117,9 @@ def write_crops(
     "Write each image as an RGB file, all that can be read; then raises BadImage if any could not. Source: seed 002."
     if crop and 'x1' not in table: raise ValueError(f"crop: the table of {table.attrs['root']} has no boxes")
     out, names, n = Path(out).absolute(), _seed_names(table), len(table)
-    same = [name for i, name in enumerate(names) if out/name == image_path(table, i)]
-    if same: raise ValueError(f'{out}: {same[0]} would overwrite the image it is made from')
+    originals = {image_path(table, i).resolve() for i in range(n)}
+    same = [name for name in names if (out/name).resolve() in originals]
+    if same: raise ValueError(f'{out}: {same[0]} would overwrite an image of the table')
     _begin_crops(out, {'root': table.attrs['root'], 'crop': crop, 'quality': quality}, force)
 
     def write(i):
@@ -279,7 +282,7 @@ def _byte_bar(size: int, progress: bool) -> Iterator[Callable[[int], None]]:
     yield lambda done: bar.update(min(done, size - 1))
     bar.update(size)
 
-# %% ../nbs/00b_formats.ipynb #94cc6fa2
+# %% ../nbs/00b_formats.ipynb #1baa814e
 _CORRUPT = (ValueError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 def extract_archive(
@@ -291,18 +294,14 @@ def extract_archive(
     path, out = Path(path), Path(out).absolute()
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
     if out.exists(): raise FileExistsError(f'{out}: exists already')
-    part = out.with_name(f'.{out.name}.{uuid.uuid4().hex[:8]}')
     try:
-        part.mkdir(parents=True)
-        with _byte_bar(path.stat().st_size, progress) as report:
-            (_unzip if zipfile.is_zipfile(path) else _untar)(path, part, report)
-        if not any(part.iterdir()): raise ValueError('no files in it')
-        os.replace(part, out)
+        with write_folder_atomic(out) as part:
+            with _byte_bar(path.stat().st_size, progress) as report:
+                (_unzip if zipfile.is_zipfile(path) else _untar)(path, part, report)
+            if not any(part.iterdir()): raise ValueError('no files in it')
     except (*_CORRUPT, OSError) as e:
         if isinstance(e, OSError) and e.errno: raise
         raise ValueError(f'{path}: cannot be unpacked: {e}') from e
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return out
 
 # %% ../nbs/00b_formats.ipynb #5c4fbc50

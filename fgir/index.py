@@ -85,7 +85,7 @@ def search(
     about = self.features.table.loc[found['row'], ['path', 'label', 'name', 'split']]
     return found.join(about.reset_index(drop=True))
 
-# %% ../nbs/07_index.ipynb #901bb674
+# %% ../nbs/07_index.ipynb #77d19b05
 def photo_table(
     path: str | Path,
     box: Sequence[float] | None = None,  # x1 y1 x2 y2 in pixels; default the whole photograph
@@ -93,7 +93,7 @@ def photo_table(
     "A table of one photograph of unknown class, with its box."
     path = Path(path).expanduser().absolute()
     box = (0, 0, *load_image(path).size) if box is None else box
-    return make_table([path.name], [0], ['?'], 'query', path.parent, 'photo', [box])
+    return make_table([path.name], [0], ['?'], 'query', path.parent, 'photo', [box], [f'{path}, box'])
 
 # %% ../nbs/07_index.ipynb #791ab512
 @patch
@@ -131,7 +131,7 @@ def search_image(
     self.check_descriptor(descriptor, photo.record, **how)
     return self.search(photo[self.name], k)
 
-# %% ../nbs/07_index.ipynb #3f8c3cb4
+# %% ../nbs/07_index.ipynb #f6bbfdae
 def show_search(
     index: Index,
     photo: str | Path,  # the photograph that was searched with
@@ -145,8 +145,7 @@ def show_search(
     query['name'], query['label'] = name or '', same.iloc[0] if len(same) else -1
     crop = bool(index.features.record.get('crop'))
     figure = show_neighbours(query, [0], [results['row']], table, [results['score']], crop=crop)
-    if name is None:
-        for ax in figure.axes: ax.spines[:].set_visible(False)
+    for ax in figure.axes if name is None else (): ax.spines[:].set_visible(False)
     return figure
 
 # %% ../nbs/07_index.ipynb #362dbc0a

@@ -9,7 +9,8 @@ __all__ = ['adam', 'RetrievalEval', 'embedding_of', 'table_recall', 'RetrievalRe
            'SeedEpoch', 'FreezeBN', 'AnyDevicePrecision', 'KeepState', 'SaveBest', 'pack', 'unpack', 'RetrievalLearner',
            'retrieval_learner', 'step_schedule']
 
-# %% ../nbs/04_learner.ipynb #3cf431d4
+# %% ../nbs/04_learner.ipynb #cba83424
+import json
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import SaveModelCallback
 from fastai.data.core import DataLoaders
+from fastai.data.transforms import Normalize
 from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder, ValueMetric, mk_metric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import rank_distrib
@@ -28,7 +30,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from .backbones import RetrievalNet, create_backbone, read_tensors, save_model
+from .backbones import RetrievalNet, create_backbone, read_record, read_tensors, save_model
 from .features import extract, show_neighbours, sides
 from .metrics import neighbours, recall_at_k
 
@@ -70,7 +72,7 @@ def table_recall(
     if gallery is None: return recall_at_k(embeddings, labels, ks=ks)
     return recall_at_k(embeddings[query], labels[query], embeddings[gallery], labels[gallery], ks=ks)
 
-# %% ../nbs/04_learner.ipynb #25934241
+# %% ../nbs/04_learner.ipynb #c4a85f96
 class RetrievalRecorder(Recorder):
     "A `Recorder` with the columns epoch, train_loss, the training metrics, R@K…, time."
     name = 'recorder'
@@ -79,10 +81,12 @@ class RetrievalRecorder(Recorder):
         super().__init__(**kwargs)
         self.train_loss, self.batch_metrics = AvgLoss(), L(batch_metrics).map(mk_metric)
 
+    @property
+    def columns(self): return ['train_loss', *self.batch_metrics.attrgot('name'), *self.metrics.attrgot('name')]
+
     def before_fit(self):
         super().before_fit()
-        names = ['train_loss', *self.batch_metrics.attrgot('name'), *self.metrics.attrgot('name')]
-        self.metric_names = L('epoch', *names) + (['time'] if self.add_time else [])
+        self.metric_names = L('epoch', *self.columns) + (['time'] if self.add_time else [])
         self.values = [L(v) for v in self.learn.history] if self.learn.first_epoch else []
 
     @property
@@ -94,12 +98,17 @@ class RetrievalRecorder(Recorder):
 
     def after_train(self): self.log += [float(m.value) for m in self._train_mets[1:]]
 
+    def after_epoch(self):
+        super().after_epoch()
+        if self.learn.in_run: self.learn.history = [[float(x) for x in v] for v in self.values]
+
     def plot_loss(self, skip_start=5, with_valid=False, **kwargs):
         return super().plot_loss(skip_start=skip_start, with_valid=with_valid, **kwargs)
 
-# %% ../nbs/04_learner.ipynb #07fecaa8
+# %% ../nbs/04_learner.ipynb #8238b821
 class TrainOnlyLoss(nn.Module):
     "Calls `loss` while training; NaN in evaluation mode, where the classes are ones it never saw."
+    reduction = 'mean'
 
     def __init__(self, loss: nn.Module):
         super().__init__()
@@ -107,7 +116,7 @@ class TrainOnlyLoss(nn.Module):
 
     def forward(self, pred, labels):
         if self.training: return self.loss(pred, labels)
-        return embedding_of(pred).new_full((), float('nan'))
+        return embedding_of(pred).new_full(labels.shape if self.reduction == 'none' else (), float('nan'))
 
 # %% ../nbs/04_learner.ipynb #c9976d2b
 def split_groups(
@@ -118,16 +127,17 @@ def split_groups(
     groups = model.groups() if hasattr(model, 'groups') else [list(model.parameters())]
     return [list(g) for g in [*groups, list(loss.parameters())] if len(list(g))]
 
-# %% ../nbs/04_learner.ipynb #a2dbf91a
+# %% ../nbs/04_learner.ipynb #303c66ab
 class SeedEpoch(Callback):
-    "Make an epoch's randomness a pure function of (`seed`, epoch)."
+    "Make an epoch's randomness a pure function of (`seed`, epoch), counted over all fits."
     order, run_valid = -20, False
 
     def __init__(self, seed: int = 0): self.seed = seed
 
     def before_train(self):
-        torch.manual_seed(self.seed*1_000_003 + self.epoch)
-        if hasattr(self.dls.train, 'epoch'): self.dls.train.epoch = self.epoch
+        epoch = self.learn.epochs_before + self.epoch
+        torch.manual_seed(self.seed*1_000_003 + epoch)
+        if hasattr(self.dls.train, 'epoch'): self.dls.train.epoch = epoch
         self.learn.loss_func.train()
 
     def before_validate(self): self.learn.loss_func.eval()
@@ -153,15 +163,14 @@ class AnyDevicePrecision(MixedPrecision):
         self.autocast, self.scales = torch.autocast(device, dtype=dtype), L()
         self.learn.scaler = torch.amp.GradScaler(device, **self.kwargs)
 
-# %% ../nbs/04_learner.ipynb #ef269509
+# %% ../nbs/04_learner.ipynb #5f240194
 class KeepState(Callback):
     "Write `models/{fname}` after each epoch, from which `load_state` and `fit(start_epoch=)` go on."
     order, run_valid, remove_on_fetch = 65, False, True
 
     def __init__(self, fname: str = 'last'): self.fname = fname
 
-    def before_fit(self):
-        self.run = not hasattr(self, 'lr_finder') and not hasattr(self, 'gather_preds')
+    def before_fit(self): self.run = self.learn.in_run
 
     def after_epoch(self): self.learn.save(self.fname, with_opt=True)
 
@@ -174,6 +183,7 @@ class SaveBest(SaveModelCallback):
 
     def before_fit(self):
         super().before_fit()
+        self.run = self.learn.in_run
         seen = [v[self.idx] for v in self.recorder.values if len(v) > self.idx]
         if seen: self.best = max(seen) if self.comp(1, 0) else min(seen)
 
@@ -201,19 +211,25 @@ def unpack(skeleton, tensors: dict):
     if kind == 'list': return [unpack(v, tensors) for v in content]
     return content
 
-# %% ../nbs/04_learner.ipynb #1bf69b8b
+# %% ../nbs/04_learner.ipynb #64bde386
 class RetrievalLearner(Learner):
     "A `Learner` for retrieval; made by `retrieval_learner`."
-    first_epoch, history, about, recipe_cbs = 0, (), {}, ()
+    first_epoch, epochs_before, epochs_done, fitting = 0, 0, 0, False
+    history, about, recipe, recipe_cbs = (), {}, {}, ()
+
+    @property
+    def in_run(self): return self.fitting and not hasattr(self, 'lr_finder')
 
     def _do_fit(self):
         for epoch in range(self.first_epoch, self.n_epoch):
-            self.epoch = epoch
+            self.epoch, self.epochs_done = epoch, self.epochs_before + epoch + 1
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
-        self.first_epoch = start_epoch
-        super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt)
+        self.first_epoch, self.fitting = start_epoch, True
+        if not start_epoch: self.epochs_before = self.epochs_done
+        try: super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt)
+        finally: self.fitting = False
 
     def freeze(self): self.freeze_to(1)
 
@@ -224,11 +240,13 @@ class RetrievalLearner(Learner):
     def lr_find(self, **kwargs):
         if self.opt is None: self.create_opt()
         before = deepcopy([o.state_dict() for o in (self.model, self.loss_func, self.opt)])
+        epochs = self.epochs_before, self.epochs_done
         try: return super().lr_find(**kwargs)
         finally:
+            self.epochs_before, self.epochs_done = epochs
             for o, state in zip((self.model, self.loss_func, self.opt), before, strict=True): o.load_state_dict(state)
 
-# %% ../nbs/04_learner.ipynb #24c70732
+# %% ../nbs/04_learner.ipynb #12a35994
 @patch
 def save(
     self: RetrievalLearner,
@@ -236,23 +254,27 @@ def save(
     with_opt: bool = True,  # also the optimizer, needed to go on training
     **kwargs,               # what fastai passes for its pickles; not used
 ) -> Path:                  # the file written
-    "Write network, loss and (if `with_opt`) optimizer to one safetensors file with a JSON record."
+    "Write network, loss and (if `with_opt`) optimizer to one safetensors file with a JSON record, whole or not at all."
     if rank_distrib(): return
     path, extra = self._checkpoint_path(file), {}
     train = {'loss': self.loss_func.state_dict(), 'opt': self.opt.state_dict() if with_opt and self.opt else None}
-    recorder = self.recorder
-    record = {'epoch': self.epoch + 1, 'columns': list(recorder.metric_names[1:]) if recorder.values else [],
-              'history': [[float(x) for x in v] for v in recorder.values], 'train': pack(train, 'train', extra),
-              **self.about}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return save_model(self.model, path, extra_tensors=extra, **record)
+    record = {**self.facts, 'epoch': len(self.history), 'epochs_before': self.epochs_before,
+              'columns': self.recorder.columns, 'history': list(self.history), 'train': pack(train, 'train', extra)}
+    return save_model(self.model, path, extra_tensors=extra, loadable=False, **record)
 
 
 @patch
 def _checkpoint_path(self: RetrievalLearner, file) -> Path:
     return (Path(self.path)/self.model_dir/file).with_name(f'{Path(file).name}.safetensors')
 
-# %% ../nbs/04_learner.ipynb #2c7ab113
+
+@patch(as_prop=True)
+def facts(self: RetrievalLearner) -> dict:
+    "The settings that make the run, `about` and the numbers of `recipe`, as JSON keeps them."
+    facts = {**self.about, **{k: v for k, v in self.recipe.items() if k not in ('best', 'last')}}
+    return json.loads(json.dumps(facts, default=list))
+
+# %% ../nbs/04_learner.ipynb #4fcfc5cf
 @patch
 def load(
     self: RetrievalLearner,
@@ -260,35 +282,43 @@ def load(
     with_opt: bool = True,  # also the optimizer, where the file has it
     **kwargs,               # what fastai passes for its pickles; not used
 ) -> RetrievalLearner:
-    "Read what `save` wrote, into this Learner's own network, loss and optimizer."
-    tensors, record = read_tensors(self._checkpoint_path(file))
-    self.model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith('train/')})
+    "Read what `save` wrote into network, loss and optimizer; FileNotFoundError, or ValueError naming the file."
+    path = self._checkpoint_path(file)
+    tensors, record = read_tensors(path)
+    if 'train' not in record: raise ValueError(f'{path}: a model without the state of a run; open it with load_model')
+    try: self.model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith('train/')})
+    except RuntimeError as e:
+        raise ValueError(f"{path}: not of this network: {' '.join(str(e).split())[:200]}") from None
     train = unpack(record['train'], tensors)
     self.loss_func.load_state_dict(train['loss'])
     if with_opt and train['opt'] is not None:
         if self.opt is None: self.create_opt()
         self.opt.load_state_dict(train['opt'])
-    self.history = record['history']
+    self.history, self.epochs_before = record['history'], record.get('epochs_before', 0)
+    self.epochs_done = max(self.epochs_done, self.epochs_before + len(self.history))
     return self
 
 
 @patch
 def load_state(self: RetrievalLearner, file: str = 'last') -> int:
-    "Load the run that `KeepState` kept in `file`; the number of epochs done, to give as `start_epoch`. 0 if none."
+    "Load what `KeepState` kept; the epochs done, to give as `start_epoch`. 0 if there is no file, else errors as `load`."
     if not self._checkpoint_path(file).exists(): return 0
     return len(self.load(file).history)
 
-# %% ../nbs/04_learner.ipynb #734ab690
+# %% ../nbs/04_learner.ipynb #6cf236af
 @patch
 def show_results(self: RetrievalLearner, ds_idx: int = 1, dl=None, max_n: int = 4, k: int = 6, **kwargs):
-    "Draw the `k` nearest neighbours of `max_n` images, spread over the data, framed green if right and red if wrong."
+    "Draw the `k` nearest neighbors of `max_n` searches, spread over the data, framed green if right and red if wrong."
     dl = self.dls[ds_idx] if dl is None else dl
+    if dl.shuffle: dl = dl.new(shuffle=False, drop_last=False)
     features = extract(self.model, dl, progress=False)
-    rows = torch.linspace(0, len(features) - 1, max_n).long().tolist()
-    scores, found = neighbours(features['embedding'], k=k)
-    return show_neighbours(features.table, rows, found[rows], scores=scores[rows], **kwargs)
+    x, (query, gallery) = features['embedding'], sides(features.table)
+    some = torch.linspace(0, len(query) - 1, min(max_n, len(query))).long().tolist()
+    scores, found = neighbours(x[query], None if gallery is None else x[gallery], k=k)
+    found = found if gallery is None else gallery[found]
+    return show_neighbours(features.table, query[some], found[some], scores=scores[some], crop=dl.dataset.crop, **kwargs)
 
-# %% ../nbs/04_learner.ipynb #06264db0
+# %% ../nbs/04_learner.ipynb #3b1a59ea
 adam = partial(OptimWrapper, opt=torch.optim.Adam)
 
 def retrieval_learner(
@@ -305,17 +335,28 @@ def retrieval_learner(
     cbs=None,               # further callbacks
     **kwargs,               # to fastai's `Learner`: path, model_dir, splitter…
 ) -> RetrievalLearner:
-    "A Learner that trains `model` on `dls.train` and shows Recall@K on `dls.valid`."
+    "A Learner that trains `model` on `dls.train` and shows Recall@K on `dls.valid`; ValueError if their colors disagree."
     if isinstance(model, str): model = RetrievalNet(create_backbone(model))
-    model = model.to(memory_format=torch.channels_last)
+    _check_colors(dls, model)
+    model = model.to(device=dls.device, memory_format=torch.channels_last)
     loss, scorer = TrainOnlyLoss(loss), RetrievalEval(ks)
     default = [TrainEvalCallback(), RetrievalRecorder(batch_metrics), CastToTensor(), ProgressCallback(),
                SeedEpoch(seed), scorer] + ([FreezeBN()] if freeze_bn else [])
     kwargs.setdefault('splitter', partial(split_groups, loss=loss))
-    learn = RetrievalLearner(dls, model, loss, opt_func=opt_func, lr=lr, wd=wd, cbs=L(default) + L(cbs),
-                             metrics=scorer.metrics(), default_cbs=False, **kwargs)
-    loss.to(dls.device)
-    return learn
+    return RetrievalLearner(dls, model, loss.to(dls.device), opt_func=opt_func, lr=lr, wd=wd, cbs=L(default) + L(cbs),
+                            metrics=scorer.metrics(), default_cbs=False, **kwargs)
+
+# %% ../nbs/04_learner.ipynb #bff3d1e5
+def _check_colors(dls: DataLoaders, model: nn.Module):
+    "ValueError if the loaders normalize colors by other numbers than the network's backbone expects."
+    backbone = getattr(model, 'backbone', model)
+    norm = next((t for t in getattr(dls.train.after_batch, 'fs', []) if isinstance(t, Normalize)), None)
+    if norm is None or not (hasattr(backbone, 'mean') and hasattr(backbone, 'std')): return
+    for name in ('mean', 'std'):
+        given, right = (torch.as_tensor(getattr(o, name)).cpu().double().flatten() for o in (norm, backbone))
+        if not torch.allclose(given, right, rtol=1e-3):
+            raise ValueError(f'dls: {name}={given.numpy().round(4).tolist()}, but the backbone expects '
+                             f'{right.numpy().round(4).tolist()}: make the loaders with its mean= and std=')
 
 # %% ../nbs/04_learner.ipynb #61e59164
 def step_schedule(
@@ -330,7 +371,16 @@ def step_schedule(
         return [r*gamma**done for r in L(lr)]
     return ParamScheduler({'lr': rate})
 
-# %% ../nbs/04_learner.ipynb #aeb61295
+# %% ../nbs/04_learner.ipynb #9dfbcac0
+@patch
+def _check_same_run(self: RetrievalLearner, path: Path):
+    "ValueError if the run kept at `path` was made with other settings; what an older file does not tell is not compared."
+    was = read_record(path)
+    for k, v in self.facts.items():
+        if k in was and was[k] != v:
+            raise ValueError(f'{path}: a run of {k}={was[k]!r}, which cannot go on with {k}={v!r}; force=True begins anew')
+
+
 @patch
 def fit_recipe(
     self: RetrievalLearner,
@@ -338,14 +388,23 @@ def fit_recipe(
     force: bool = False,   # begin anew even if an earlier run's files are there
     cbs=None,              # further callbacks
 ) -> RetrievalLearner:
-    "Train by `learn.recipe` (epochs, lr, milestones, gamma); hold the best epoch at the end. FileExistsError as below."
+    "Train by `learn.recipe`, hold the best epoch; FileExistsError over an earlier run, ValueError to `resume` another."
     r = self.recipe
-    last = self._checkpoint_path(r['last'])
-    if last.exists() and not (resume or force):
-        raise FileExistsError(f'{last}: an earlier run; resume=True goes on with it, force=True begins anew')
+    last, best = (self._checkpoint_path(r[k]) for k in ('last', 'best'))
+    old = next((p for p in (last, best) if p.exists()), None)
+    if old and not (resume or force):
+        raise FileExistsError(f'{old}: an earlier run; resume=True goes on with it, force=True begins anew')
+    if force and not resume: self._remove_checkpoints(r['last'], r['best'])
+    if resume and last.exists(): self._check_same_run(last)
     start = self.load_state(r['last']) if resume else 0
-    if start < r['epochs']:
-        schedule = step_schedule(r['lr'], r['epochs'], r['milestones'], r['gamma'])
-        keep = [schedule, KeepState(r['last']), SaveBest(f"R@{self.retrieval_eval.ks[0]}", r['best']), *self.recipe_cbs]
-        self.fit(r['epochs'], lr=r['lr'], cbs=L(keep) + L(cbs), start_epoch=start)
-    return self.load(r['best'], with_opt=False)
+    if start >= r['epochs']: return self.load(r['best'], with_opt=False)
+    schedule = step_schedule(r['lr'], r['epochs'], r['milestones'], r['gamma'])
+    keep = [schedule, KeepState(r['last']), SaveBest(f"R@{self.retrieval_eval.ks[0]}", r['best']), *self.recipe_cbs]
+    self.fit(r['epochs'], lr=r['lr'], cbs=L(keep) + L(cbs), start_epoch=start)
+    return self
+
+
+@patch
+def _remove_checkpoints(self: RetrievalLearner, *files):
+    for path in map(self._checkpoint_path, files):
+        for part in (path, path.with_suffix('.json')): part.unlink(missing_ok=True)

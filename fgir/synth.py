@@ -7,12 +7,10 @@ Docs: https://fgir.github.io/fgir/synth.html.md"""
 # %% auto #0
 __all__ = ['SYNTH_TRAITS', 'draw_fish', 'synth_classes', 'synth_dataset']
 
-# %% ../nbs/00a_synth.ipynb #f23a6cf6
+# %% ../nbs/00a_synth.ipynb #3fc68fe8
 import colorsys
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -22,7 +20,7 @@ import pandas as pd
 from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageDraw
 
-from .data import read_cub
+from .data import read_cub, write_folder_atomic
 
 # %% ../nbs/00a_synth.ipynb #db7fa5bd
 SYNTH_TRAITS: dict[str, dict] = {
@@ -197,9 +195,9 @@ def _draw_class(out: Path, k: int, name: str, traits: dict[str, str], record: di
         rows.append((path, f'{x1}.0 {y1}.0 {x2 - x1}.0 {y2 - y1}.0'))
     return rows
 
-# %% ../nbs/00a_synth.ipynb #82a27d09
+# %% ../nbs/00a_synth.ipynb #e0aca82e
 def _write_synth(out: Path, record: dict, progress: bool) -> None:
-    "Draw the set of `record` into the new folder `out`."
+    "Draw the set of `record` into the folder `out`."
     classes = synth_classes(record['n_classes'], record['seed'])
     names = [f'{k:03d}.{"_".join(traits.values())}' for k, traits in enumerate(classes, 1)]
     rows = []
@@ -212,18 +210,20 @@ def _write_synth(out: Path, record: dict, progress: bool) -> None:
         (out/f'{name}.txt').write_text(''.join(f'{n} {value}\n' for n, value in enumerate(values, 1)))
     (out/'synth.json').write_text(json.dumps(record))
 
-# %% ../nbs/00a_synth.ipynb #f6d84aae
-def _is_drawn(root: Path, record: dict) -> bool:
-    "Whether `root` holds the set of `record`; raises FileExistsError if it holds anything else."
+# %% ../nbs/00a_synth.ipynb #3af074c4
+def _is_drawn(root: Path, record: dict, force: bool) -> bool:
+    "Whether `root` holds the set of `record`; FileExistsError if another, without `force`, or anything else."
     if not root.exists() or (root.is_dir() and not any(root.iterdir())): return False
     file = root/'synth.json'
     if not file.is_file():
         raise FileExistsError(f'{root} is not empty and holds no synthetic set: name a new or an empty folder')
     if (found := file.read_text()) != json.dumps(record):
-        raise FileExistsError(f'{root} holds another synthetic set, {found}, not {json.dumps(record)}')
+        if force: return False
+        raise FileExistsError(f'{root} holds another synthetic set, {found}, not {json.dumps(record)}; force=True '
+                              'replaces it')
     return True
 
-# %% ../nbs/00a_synth.ipynb #ba3119ff
+# %% ../nbs/00a_synth.ipynb #08f90d08
 def synth_dataset(
     root: str | Path,  # folder to draw into: new, empty, or holding this very set
     n_classes: int = 80,  # the first half trains, the second half tests; at most 576
@@ -231,6 +231,7 @@ def synth_dataset(
     size: int = 128,  # side of the images in pixels
     seed: int = 0,  # same seed, and same versions of numpy and Pillow: same files to the byte
     progress: bool = True,  # show a bar, one step a class
+    force: bool = False,  # replace another synthetic set in `root`
 ) -> pd.DataFrame:  # the table, with boxes
     """Draw a fine-grained data set in the layout of CUB-200-2011, or read it if it was drawn before.
 
@@ -239,12 +240,11 @@ def synth_dataset(
     record = dict(drawing=1, n_classes=int(n_classes), n_per_class=int(n_per_class), size=int(size), seed=int(seed))
     for name, least in dict(n_classes=2, n_per_class=1, size=16, seed=0).items():
         if record[name] < least: raise ValueError(f'{name}={record[name]}: expected {least} or more')
-    if not _is_drawn(root, record):
-        part = root.with_name(f'.{root.name}.{os.getpid()}.part')
+    if not _is_drawn(root, record, force):
         try:
-            _write_synth(part, record, progress)
-            if not _is_drawn(root, record): os.replace(part, root)
-        finally: shutil.rmtree(part, ignore_errors=True)
+            with write_folder_atomic(root, force) as part: _write_synth(part, record, progress)
+        except OSError:
+            if not _is_drawn(root, record, force=False): raise
     table = read_cub(root)
     table.attrs['dataset'] = 'synth'
     return table

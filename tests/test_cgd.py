@@ -2,10 +2,12 @@
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
 from torch import nn
 
 from fgir.backbones import create_backbone
 from fgir.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner, load_seed_weights, save_cgd_results
+from fgir.data import hold_out_classes
 from fgir.features import Features
 from fgir.synth import synth_dataset
 
@@ -75,6 +77,35 @@ def test_recipe_is_the_seeds(table, tmp_path):
     assert learn.prefix == 'synth_uncropped_resnet18_SG_16_0.1_0.5_0.1_8'
 
 
+class Rates(Callback):
+    "The rate of torch's optimizer at every step."
+
+    def __init__(self): self.rates = []
+
+    def after_step(self): self.rates.append(self.opt.opt.param_groups[0]['lr'])
+
+
+@pytest.mark.parametrize('epochs, expected', [(1, [1e-3]), (2, [1e-3, 1e-5]), (3, [1e-3, 1e-4, 1e-5]),
+                                              (5, [1e-3, 1e-3, 1e-3, 1e-4, 1e-5])])
+def test_the_optimizer_steps_at_the_rates_of_the_seed(table, tmp_path, epochs, expected):
+    learn, watch = tiny(table, tmp_path, epochs=epochs, backbone='test_resnet'), Rates()
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(cbs=watch)
+    steps = len(learn.dls.train)
+    assert watch.rates == pytest.approx([rate for rate in expected for _ in range(steps)], rel=1e-9)
+    if epochs == 1: return
+    seeds = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(seeds, [int(.6*epochs), int(.8*epochs)], gamma=.1)
+    for rate in watch.rates[::steps]:
+        assert seeds.param_groups[0]['lr'] == pytest.approx(rate, rel=1e-9)
+        seeds.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize('backbone, stride', [('resnet18', 16), ('resnet10t', 32)])
+def test_only_the_resnets_of_torchvision_have_the_strides_of_the_seed(table, tmp_path, backbone, stride):
+    assert tiny(table, tmp_path, backbone=backbone).model.backbone.stride == stride
+
+
 def test_run_leaves_the_files_of_the_seed_and_never_overwrites(table, tmp_path):
     learn = tiny(table, tmp_path)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
@@ -98,6 +129,31 @@ def test_selecting_on_the_test_classes_says_so(table, tmp_path, capsys):
     held = tiny(table, tmp_path, valid=.25)
     assert set(held.dls.valid.table.split) == {'valid'} and held.dls.n_classes == 6
     assert not set(held.dls.valid.table.label) & set(table[table.split == 'test'].label)
+
+
+def test_valid_rows_of_the_table_pick_the_epoch_unless_the_test_classes_do(table, tmp_path, capsys):
+    own = hold_out_classes(table, .25, seed=3)
+    learn = tiny(own, tmp_path)
+    assert "own 16 rows of split 'valid'" in capsys.readouterr().out
+    assert set(learn.dls.valid.table.label) == set(own[own.split == 'valid'].label)
+    assert set(tiny(own, tmp_path, valid='test').dls.valid.table.split) == {'test'}
+
+
+def test_the_statistics_file_belongs_to_the_run(table, tmp_path):
+    learn = tiny(table, tmp_path, epochs=1, backbone='test_resnet')
+    learn.add_cbs(learn.recipe_cbs)
+    learn.recipe_cbs = []
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
+    file = tmp_path/f'{learn.prefix}_statistics.csv'
+    before = file.read_text()
+    learn.validate()
+    assert file.read_text() == before
+
+    class Stop(Callback):
+        def before_epoch(self): raise KeyboardInterrupt
+    again = tiny(table, tmp_path, epochs=1, backbone='test_resnet')
+    with again.no_bar(), pytest.raises(KeyboardInterrupt): again.fit_recipe(force=True, cbs=Stop())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('bad, words', [(dict(gd_config='XS'), 'XS'), (dict(feature_dim=15), '15'), (dict(valid=2.), 'valid'),

@@ -13,8 +13,9 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from fgir import cli
-from fgir.data import shared_dir
+from fgir.data import BOX, shared_dir
 from fgir.features import Features
+from fgir.formats import write_table
 from fgir.synth import synth_dataset
 
 COMMANDS = ['demo', 'prepare', 'train cgd', 'extract', 'evaluate', 'search']
@@ -94,7 +95,9 @@ def test_the_whole_way(fish, tmp_path, capsys, monkeypatch):
 
     words = ['train', 'cgd', 'ready/cropped_table.csv', '--data-name', 'fish', *TRAIN]
     refused(capsys, *words, says='--force')
-    fgir(*words, '--num_epochs', 2, '--resume')
+    fgir(*words, '--resume')
+    assert len(pd.read_csv(tmp_path/'results'/f'{prefix}_statistics.csv')) == 1
+    fgir(*words, '--num_epochs', 2, '--force')
     assert len(pd.read_csv(tmp_path/'results'/f'{prefix}_statistics.csv')) == 2
 
 
@@ -127,7 +130,8 @@ def test_demo_in_small(tmp_path, capsys, monkeypatch):
     assert 'src="http' not in html and 'fgir demo --seed 0' in html
     refused(capsys, 'demo', '--out', tmp_path/'demo', says='--force')
     monkeypatch.setitem(cli.DEMO, 'margins', {'untrained network': 101, 'color histogram': 101})
-    refused(capsys, 'demo', '--out', tmp_path/'demo', '--force', says='missed')
+    refused(capsys, 'demo', '--out', tmp_path/'demo', '--force', '--seed', 1, says='missed')
+    assert json.loads((tmp_path/'demo/fish/synth.json').read_text())['seed'] == 1
 
 
 @pytest.mark.parametrize('words', ['extrct', 'extract', 'train', 'train pp', 'search a --k 0', 'demo --seed -1',
@@ -153,7 +157,12 @@ train cgd ROOT TRAIN --batch-size 400 => 400
 train cgd ROOT TRAIN --valid 3 => valid
 train cgd ROOT TRAIN --device tpu-less => --device
 train cgd ROOT TRAIN --backbone no_such_net => no_such_net
+train cgd ROOT/images TRAIN --split train => 0 test images
+train cgd ROOT TRAIN --from-scratch --weights random.pth => --from-scratch and --weights
 extract ROOT --out x.st => --backbone NAME
+extract ROOT --out x.st --model no.st --weights x => --weights and --pool
+extract ROOT --out x.st --model no.st --pool S => --weights and --pool
+search no.jpg --features no.st --model no.st --pool S => --weights and --pool
 extract ROOT --out x.st --model no.safetensors => no.safetensors
 extract ROOT --out x.st --model bad.safetensors => bad
 extract ROOT --out x.st --backbone resnet18 --weights no.pth => no.pth
@@ -170,7 +179,8 @@ def test_bad_input(fish, gallery, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'empty').mkdir()
     (tmp_path/'bad.safetensors').write_text('x')
-    stand_for = {'ROOT': [fish.attrs['root']], 'GALLERY': [gallery], 'TRAIN': TRAIN}
+    stand_for = {'ROOT': [fish.attrs['root']], 'ROOT/images': [f"{fish.attrs['root']}/images"], 'GALLERY': [gallery],
+                 'TRAIN': TRAIN}
     for line in BAD_INPUT.strip().splitlines():
         words, _, says = line.partition(' => ')
         refused(capsys, *(w for word in words.split() for w in stand_for.get(word, [word])), says=says)
@@ -183,6 +193,68 @@ def test_refusal_comes_first(tmp_path, capsys, monkeypatch):
     for words in ('extract nothing --backbone resnet18 --out there', 'evaluate nothing --csv there',
                   'evaluate nothing --report there', 'search nothing --features x --model y --picture there'):
         refused(capsys, *words.split(), says='there: exists already; --force overwrites it')
+
+
+def test_what_cannot_be_written_is_refused_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'file').touch()
+    (tmp_path/'folder').mkdir()
+    for words in ('extract nothing --backbone resnet18 --out file/x', 'evaluate nothing --csv file/x',
+                  'evaluate nothing --report file/x', 'search nothing --features x --model y --picture file/x',
+                  'train cgd nothing --out file', 'train cgd nothing --out file/x', 'demo --out file'):
+        refused(capsys, *words.split(), says='no file can be written there')
+    refused(capsys, *'extract nothing --backbone x --out folder --force'.split(), says='folder: exists already, as a')
+    assert sorted(os.listdir()) == ['file', 'folder'] and not os.listdir('folder')
+
+
+def test_one_line():
+    """Words of the library's errors are those of the command."""
+    error = FileExistsError('last.pth: an earlier run; resume=True goes on with it, force=True begins anew')
+    assert cli.one_line(error) == 'last.pth: an earlier run; --resume goes on with it, --force begins anew'
+    assert cli.one_line(OSError(28, 'No space left on device')) == 'No space left on device'
+
+
+def test_files_of_the_same_name(gallery, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in 'ab':
+        (tmp_path/folder).mkdir()
+        (tmp_path/folder/'x.safetensors').write_bytes(gallery.read_bytes())
+    status, out, err = run(capsys, 'evaluate', 'a/x.safetensors', 'b/x.safetensors', gallery, '--csv', 'r.csv',
+                           '--report', 'r.html')
+    assert status == 0, err
+    names = pd.read_csv('r.csv')['model'].unique().tolist()
+    assert names == ['a/x.safetensors', 'b/x.safetensors', 'random']
+    assert all(name in out for name in names) and 'b/x.safetensors' in (tmp_path/'r.html').read_text()
+
+
+def test_search_in_crops(fish, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(resnet18().state_dict(), 'random.pth')
+    net = ['--backbone', 'resnet18', '--weights', 'random.pth', '--device', 'cpu']
+    assert run(capsys, 'extract', fish.attrs['root'], *net, *'--size 32 --rows all --crop --out x.st'.split())[0] == 0
+    photo, box = f"{fish.attrs['root']}/{fish['path'][7]}", [int(v) for v in fish.loc[7, BOX]]
+    search = ['search', photo, '--features', 'x.st', *net, '-k', 1, '--json']
+    status, out, err = run(capsys, *search, '--box', *box, '--picture', 'r.png')
+    answer, = json.loads(out)
+    assert answer['path'] == fish['path'][7] and answer['score'] == pytest.approx(1, abs=1e-4)
+    assert Image.open('r.png').width > 100
+    assert json.loads(run(capsys, *search)[1])[0]['score'] < .9999
+    refused(capsys, *search, '--box', 9, 9, 9, 12, says='box: expected a box x1 < x2')
+    refused(capsys, *search, '--box', 900, 900, 910, 910, says='lies outside of the image')
+    refused(capsys, *search, '--box', 1, 2, 3, says='--box', status=2)
+
+
+def test_bad_boxes_are_skipped(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = synth_dataset(tmp_path/'fish', n_classes=4, n_per_class=5, size=40, progress=False)
+    table.loc[19, BOX] = [900, 900, 910, 910]
+    write_table(table, 'fish.csv')
+    torch.save(resnet18().state_dict(), 'random.pth')
+    net = ['--backbone', 'resnet18', '--weights', 'random.pth', '--device', 'cpu']
+    words = ['extract', 'fish.csv', *net, *'--size 32 --crop --out x.st'.split()]
+    refused(capsys, *words, says='lies outside of the image')
+    status, out, err = run(capsys, *words, '--skip-bad')
+    assert status == 0 and table['path'][19] in err and len(Features.load('x.st')) == 9
 
 
 def test_bad_images_are_skipped(fish, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 "Features: files that survive interruption, extraction that leaves the network alone, evaluation, pictures."
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -313,7 +314,7 @@ def test_show_neighbours(fish):
 def test_retrieval_pictures(fish, tmp_path):
     f = extract(ColorHistogram(), fish, size=32, progress=False)
     folder = save_retrieval_pictures(f, 3, tmp_path/"results", k=5)
-    assert folder == tmp_path/"results"/fish.path[3].split("/")[-1].split(".")[0]
+    assert folder == tmp_path/"results"/f"3_{fish.path[3].split('/')[-1].split('.')[0]}"
     d, rows = neighbours(f["color"], k=5, metric="euclidean")
     names = [f"retrieval_img_{i}_{v:.4f}.jpg" for i, v in enumerate(d[3], 1)]
     assert sorted(p.name for p in folder.iterdir()) == ["query_img.jpg", *names]
@@ -327,11 +328,22 @@ def test_retrieval_pictures(fish, tmp_path):
 
 def test_retrieval_pictures_from_a_gallery(fish, tmp_path):
     f = extract(ColorHistogram(), fish.assign(split=["query", "gallery"] * 18), size=32, progress=False)
-    folder = save_retrieval_pictures(f, 0, tmp_path, k=18, metric="cosine")
+    folder = save_retrieval_pictures(f, 0, tmp_path, k=99, metric="cosine")
     assert len(list(folder.iterdir())) == 19
-    with pytest.raises(ValueError, match="k must be 1 to 18"): save_retrieval_pictures(f, 2, tmp_path, k=19)
     with pytest.raises(ValueError, match="row must be"): save_retrieval_pictures(f, 36, tmp_path)
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_retrieval_pictures_of_equal_file_names(fish, tmp_path):
+    "As in subsets of CUB, where each class folder has a `0000.jpg`."
+    same = fish.assign(path=[f"{n}/{i % 6:04}.jpg" for i, n in enumerate(fish["name"])])
+    same.attrs["root"] = str(tmp_path)
+    for i, path in enumerate(same.path):
+        (tmp_path/path).parent.mkdir(exist_ok=True)
+        shutil.copy(f"{fish.attrs['root']}/{fish.path[i]}", tmp_path/path)
+    f = extract(ColorHistogram(), same, size=32, progress=False)
+    folders = [save_retrieval_pictures(f, row, tmp_path/"pictures", k=2) for row in (0, 6)]
+    assert [p.name for p in folders] == ["0_0000", "6_0000"]
 
 
 def test_retrieval_pictures_are_whole_or_not_there(fish, tmp_path, monkeypatch):

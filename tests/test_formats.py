@@ -107,6 +107,20 @@ def test_table_errors_name_the_line(tmp_path, birds):
         read_table(file)
 
 
+@pytest.mark.parametrize('text, says', [
+    (b'', 'No columns to parse'), (b'path,label,name,split\na,0\nb,0,x,train,1,2\n', 'Expected 4 fields in line 3, saw 6'),
+    (b'path,label,name,split\n\xff,0,x,train\n', "can't decode byte"),
+    (b'path,label,name,split\na,0\n', 'line 2: expected a split'),
+    (b'path,name,split,label\na,x\n', 'line 2: expected an integer label'),
+    (b'path,label,name,split,x1\na,0,x,train,1\n', "line 1: no column 'y1'"),
+    (b'path,label,name,split,y1,x2,y2\na,0,x,train,1,2,2\n', "line 1: no column 'x1'")])
+def test_broken_tables_are_named(tmp_path, birds, text, says):
+    write_table(birds, tmp_path/'t.csv')
+    (tmp_path/'t.csv').write_bytes(text)
+    with pytest.raises(ValueError, match=says) as e: read_table(tmp_path/'t.csv')
+    assert str(e.value).startswith(f"{tmp_path/'t.csv'}") and '\n' not in str(e.value)
+
+
 # Crops
 
 
@@ -165,6 +179,17 @@ def test_crops_never_overwrite_their_sources(tmp_path, birds):
     with pytest.raises(FileExistsError, match='other files'):
         write_crops(birds, tmp_path/'cub')
     assert tree(tmp_path) == before
+
+
+def test_crops_never_overwrite_their_sources_by_another_way(tmp_path, birds):
+    write_crops(birds, tmp_path/'plain', progress=False)
+    plain = make_table(sorted(f.name for f in (tmp_path/'plain').glob('*.jpg')), range(8), list('abcdefgh'), 'train',
+                       tmp_path/'plain', 'cub')
+    (tmp_path/'link').symlink_to('plain')
+    before = tree(tmp_path/'plain')
+    for out in (tmp_path/'link', tmp_path/'plain/../plain'):
+        with pytest.raises(ValueError, match='would overwrite'): write_crops(plain, out, crop=False, force=True)
+    assert tree(tmp_path/'plain') == before
 
 
 @pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), KeyboardInterrupt()])

@@ -11,14 +11,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
+from fastai.callback.tracker import SaveModelCallback
 from torch import nn
 
+from fgir import learner
 from fgir.backbones import RetrievalNet, create_backbone, load_model
 from fgir.data import hold_out_classes
-from fgir.learner import KeepState, pack, retrieval_learner, split_groups, table_recall, unpack
+from fgir.learner import KeepState, SaveBest, pack, retrieval_learner, split_groups, table_recall, unpack
 from fgir.loaders import retrieval_dls
 from fgir.losses import BatchHardTripletLoss
-from fgir.metrics import recall_at_k
+from fgir.metrics import neighbours, recall_at_k
 from fgir.synth import synth_dataset
 
 class Proxies(nn.Module):
@@ -40,10 +43,10 @@ def table(tmp_path_factory):
 def make_dls(table, **kwargs): return retrieval_dls(table, size=32, bs=8, per_class=4, num_workers=0, **kwargs)
 
 
-def make_learner(table, path, loss=None, dropout=.2, **kwargs):
+def make_learner(table, path, loss=None, dropout=.2, device=None, **kwargs):
     torch.manual_seed(0)
     net = RetrievalNet(create_backbone('resnet18', pretrained=False), dim=16, dropout=dropout)
-    dls = make_dls(table)
+    dls = make_dls(table, device=device)
     return retrieval_learner(dls, net, loss or Proxies(dls.n_classes, 16), lr=1e-3, path=path, **kwargs)
 
 
@@ -94,10 +97,12 @@ def test_bfloat16_computes_on_the_cpu(table, tmp_path):
     assert set(seen) == {torch.bfloat16} and learn.recorder.losses[-1].isfinite()
 
 
-def test_one_pass_of_bfloat16_scores_like_float32(table, tmp_path):
-    full = make_learner(table, tmp_path).validate()
-    half = make_learner(table, tmp_path).to_bf16().validate()
-    assert list(half) == pytest.approx(list(full), abs=.15)
+def test_one_pass_of_bfloat16_embeds_like_float32(table, tmp_path):
+    full, labels = make_learner(table, tmp_path).get_preds()
+    half, _ = make_learner(table, tmp_path).to_bf16().get_preds()
+    full, half = (x - full.mean(0) for x in (full, half))
+    assert not torch.equal(full, half) and len(full) == len(labels) == 32
+    assert nn.functional.cosine_similarity(full, half).min() > .99
 
 
 @pytest.mark.parametrize('stop', [1, 2])
@@ -121,31 +126,34 @@ RUN = textwrap.dedent('''
     from fgir.data import read_cub
     learn = cgd_learner(read_cub(sys.argv[1]), 'synth', feature_dim=16, batch_size=8, epochs=4, backbone='resnet18',
                         pretrained=False, size=32, valid=.5, out=sys.argv[2], num_workers=0)
-    with learn.no_bar(): learn.fit_recipe(resume=True)
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(resume=True)
+    print('epochs:', len(learn.recorder.iters))
 ''')
 
 
 def start_run(table, out):
     command = [sys.executable, '-W', 'ignore', '-c', RUN, table.attrs['root'], str(out)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
-    _, err = process.communicate(timeout=300)
+    "The number of epochs that the process trained."
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
+    return int(out.split('epochs:')[1])
 
 
 def test_killed_run_resumes_to_the_same_statistics(table, tmp_path):
     whole = start_run(table, tmp_path/'whole')
     killed = start_run(table, tmp_path/'killed')
     deadline = time.monotonic() + 200
-    while not list((tmp_path/'killed').glob('*_statistics.csv')):
+    while not list((tmp_path/'killed').glob('*_last.safetensors')):
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(.05)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
-    finish(whole)
-    finish(start_run(table, tmp_path/'killed'))
+    assert finish(whole) == 4
+    assert 1 <= finish(start_run(table, tmp_path/'killed')) < 4
     name = next((tmp_path/'whole').glob('*_statistics.csv')).name
     assert (tmp_path/'killed'/name).read_text() == (tmp_path/'whole'/name).read_text()
     assert len(pd.read_csv(tmp_path/'whole'/name)) == 4
@@ -177,3 +185,190 @@ def test_state_survives_json():
     again = unpack(json.loads(json.dumps(pack(state, 'opt', tensors))), tensors)
     assert again['state'][0]['step'] == 2 and again['state'][0]['flag'] is None
     assert again['groups'] == [{'lr': 1e-3, 'betas': [.9, .99]}]
+
+
+def own_learner(table, path, **kwargs):
+    "A network of no class of fgir's, which is small."
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Dropout(.2))
+    return retrieval_learner(make_dls(table), net, BatchHardTripletLoss(margin=.1), lr=1e-3, path=path, **kwargs)
+
+
+def recipe_learner(table, path, about=(), **recipe):
+    learn = own_learner(table, path, model_dir='.')
+    learn.about = dict(about)
+    learn.recipe = dict(epochs=3, lr=1e-3, milestones=[2], gamma=.1, best='best', last='last') | recipe
+    return learn
+
+
+def fit_recipe(learn, **kwargs):
+    with learn.no_bar(), learn.no_logging(): return learn.fit_recipe(**kwargs)
+
+
+class Stop(Callback):
+    "Interrupt before an epoch (or while it trains, with `batch`)."
+    order = 70
+
+    def __init__(self, at, batch=False): self.at, self.batch = at, batch
+
+    def before_epoch(self):
+        if self.epoch == self.at and not self.batch: raise KeyboardInterrupt
+
+    def before_batch(self):
+        if self.epoch == self.at and self.batch: raise KeyboardInterrupt
+
+
+def interrupt(learn, at, **kwargs):
+    with pytest.raises(KeyboardInterrupt): fit_recipe(learn, cbs=Stop(at), **kwargs)
+
+
+@pytest.mark.parametrize('other, words', [
+    (dict(epochs=4), 'epochs=3.*epochs=4'), (dict(lr=1e-2), r'lr=0\.001.*lr=0\.01'), (dict(milestones=[1]), 'milestones'),
+    (dict(gamma=.5), 'gamma=0.1.*gamma=0.5'), (dict(about=dict(size=64)), 'size=32.*size=64')])
+def test_a_run_of_other_settings_is_not_resumed(table, tmp_path, other, words):
+    interrupt(recipe_learner(table, tmp_path, dict(size=32)), 1)
+    with pytest.raises(ValueError, match=words):
+        recipe_learner(table, tmp_path, **(dict(about=dict(size=32)) | other)).fit_recipe(resume=True)
+
+
+def test_settings_that_the_checkpoint_does_not_tell_are_not_compared(table, tmp_path):
+    interrupt(recipe_learner(table, tmp_path), 1)
+    learn = fit_recipe(recipe_learner(table, tmp_path, dict(size=32)), resume=True)
+    assert len(learn.recorder.iters) == 2
+
+
+def test_a_complete_run_returns_at_once(table, tmp_path):
+    trained = fit_recipe(recipe_learner(table, tmp_path))
+    again = recipe_learner(table, tmp_path)
+    again.fit = None
+    assert fit_recipe(again, resume=True).history == trained.history
+    for a, b in zip(trained.model.state_dict().values(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_forced_run_leaves_nothing_of_the_earlier_one_to_resume(table, tmp_path):
+    fit_recipe(recipe_learner(table, tmp_path))
+    interrupt(recipe_learner(table, tmp_path), 0, force=True)
+    assert not list(tmp_path.iterdir())
+    resumed = fit_recipe(recipe_learner(table, tmp_path), resume=True)
+    assert len(resumed.recorder.iters) == 3
+
+
+def test_the_best_file_alone_is_not_overwritten_and_is_read_once(table, tmp_path, monkeypatch):
+    learn, loads = recipe_learner(table, tmp_path), []
+    load = type(learn).load
+    monkeypatch.setattr(type(learn), 'load', lambda self, file, **kwargs: loads.append(file) or load(self, file, **kwargs))
+    fit_recipe(learn)
+    assert loads == ['best']
+    (tmp_path/'last.safetensors').unlink()
+    with pytest.raises(FileExistsError, match='best.*earlier run'): recipe_learner(table, tmp_path).fit_recipe()
+
+
+def test_a_validation_pass_writes_nothing(table, tmp_path):
+    learn = quiet(own_learner(table, tmp_path, cbs=[KeepState(), SaveBest()]), 2)
+    history, files = learn.history, {p: p.read_bytes() for p in (tmp_path/'models').iterdir()}
+    learn.model[0].weight.data.normal_()
+    learn.validate()
+    learn.get_preds()
+    with learn.no_bar(): learn.lr_find(num_it=12, stop_div=False, show_plot=False)
+    assert {p: p.read_bytes() for p in (tmp_path/'models').iterdir() if p.is_file()} == files
+    assert learn.history == history and learn.load_state() == 2
+
+
+class Seen(Callback):
+    "The pixels and the dropout numbers of every training batch, over all fits."
+    run_valid = False
+
+    def __init__(self): self.sums = []
+
+    def before_batch(self): self.sums.append((self.xb[0].sum().item(), torch.get_rng_state().sum().item()))
+
+
+def test_a_second_fit_brings_new_batches_and_resumes_too(table, tmp_path):
+    seen = Seen()
+    whole = own_learner(table, tmp_path/'whole', cbs=seen)
+    quiet(whole, 2)
+    n = len(seen.sums)
+    quiet(whole, 2)
+    assert len({*seen.sums}) == 2*n and len({pixels for pixels, _ in seen.sums}) == 2*n
+    first = quiet(own_learner(table, tmp_path/'part'), 2)
+    with pytest.raises(KeyboardInterrupt): quiet(first, 2, cbs=[KeepState(), Stop(1, batch=True)])
+    second = own_learner(table, tmp_path/'part')
+    assert second.load_state() == 1
+    quiet(second, 2, start_epoch=1)
+    assert second.history == whole.history
+    for a, b in zip(whole.model.state_dict().values(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_lr_find_does_not_count_as_epochs(table, tmp_path):
+    plain, searched = (own_learner(table, tmp_path) for _ in range(2))
+    with searched.no_bar(): searched.lr_find(num_it=12, stop_div=False, show_plot=False)
+    assert [list(v) for v in quiet(plain, 1).recorder.values] == [list(v) for v in quiet(searched, 1).recorder.values]
+
+
+def test_any_network_is_written_and_resumes(table, tmp_path):
+    whole = quiet(own_learner(table, tmp_path/'whole'), 3)
+    part = own_learner(table, tmp_path/'part')
+    untrained = part.save('untrained')
+    with part.no_bar(): part.lr_find(num_it=12, stop_div=False, show_plot=False)
+    quiet(part, 2, cbs=[KeepState(), SaveModelCallback('R@1', fname='best')])
+    again = own_learner(table, tmp_path/'part')
+    quiet(again, 3, start_epoch=again.load_state())
+    assert again.history == whole.history
+    assert own_learner(table, tmp_path/'part').load('untrained').history == []
+    with pytest.raises(ValueError, match='not a model of fgir'): load_model(untrained)
+    with pytest.raises(ValueError, match='untrained.*not of this network'):
+        make_learner(table, tmp_path/'part').load('untrained')
+
+
+def test_predictions_come_with_one_loss_an_image(table, tmp_path):
+    learn = make_learner(table, tmp_path)
+    x, y, loss = learn.get_preds(with_loss=True)
+    assert x.shape == (32, 16) and y.shape == loss.shape == (32,) and loss.isnan().all()
+    assert quiet(learn, 1).recorder.losses[-1].isfinite()
+
+
+def test_loaders_of_other_colors_are_refused(table, tmp_path):
+    net = RetrievalNet(create_backbone('resnet18', pretrained=False), dim=16)
+    with pytest.raises(ValueError, match=r'dls: std=\[0.5, 0.5, 0.5\].*mean= and std='):
+        retrieval_learner(make_dls(table, std=[.5]*3), net, BatchHardTripletLoss())
+    net.backbone.std = (.5, .5, .5)
+    retrieval_learner(make_dls(table, std=[.5]*3), net, BatchHardTripletLoss())
+
+
+def test_results_are_searches_of_the_column(table, tmp_path, monkeypatch):
+    asked = table.copy()
+    asked.loc[asked.split == 'test', 'split'] = ['query', 'gallery']*((asked.split == 'test').sum()//2)
+    dls = make_dls(asked.assign(x1=4., y1=4., x2=40., y2=40.), valid='test', crop=True)
+    net = RetrievalNet(create_backbone('resnet18', pretrained=False), dim=16)
+    learn, drawn = retrieval_learner(dls, net, BatchHardTripletLoss(), path=tmp_path), {}
+    monkeypatch.setattr(learner, 'show_neighbours', lambda table, rows, found, **kwargs: drawn.update(
+        kwargs, split=table.split.to_numpy(), rows=rows, found=found))
+    learn.show_results(max_n=3, k=4)
+    x, split = learn.get_preds()[0].numpy(), drawn['split']
+    query, gallery = ((split == s).nonzero()[0] for s in ('query', 'gallery'))
+    scores, found = neighbours(x[query], x[gallery], k=4)
+    some = [0, (len(query) - 1)//2, len(query) - 1]
+    assert drawn['crop'] and list(drawn['rows']) == list(query[some])
+    assert (drawn['found'] == gallery[found[some]]).all() and drawn['scores'] == pytest.approx(scores[some], abs=1e-4)
+    learn.show_results(ds_idx=0, max_n=2, k=3)
+    assert set(drawn['split']) == {'train'} and drawn['found'].shape == (2, 3)
+
+
+def test_the_optimizer_is_restored_on_the_loaders_device(table, tmp_path, monkeypatch):
+    quiet(make_learner(table, tmp_path), 1, cbs=KeepState())
+    monkeypatch.setattr(learner, '_check_colors', lambda dls, model: None)
+    learn = make_learner(table, tmp_path, device='meta')
+    with pytest.warns(UserWarning, match='no-op'): assert learn.load_state() == 1
+    moments = [s['exp_avg'].device.type for s in learn.opt.opt.state.values()]
+    assert set(moments) == {'meta'} and {p.device.type for p in learn.model.parameters()} == {'meta'}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_run_resumes_on_the_gpu(table, tmp_path):
+    quiet(make_learner(table, tmp_path, device='cuda'), 1, cbs=KeepState())
+    learn = make_learner(table, tmp_path, device='cuda')
+    quiet(learn, 2, start_epoch=learn.load_state(), cbs=KeepState())
+    assert len(learn.history) == 2 and {p.device.type for p in learn.model.parameters()} == {'cuda'}

@@ -1,4 +1,6 @@
 "Fault injection for the readers and the image loader: each bad input gives one clear error naming file and line."
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -357,6 +359,12 @@ TABLE_FAULTS = [
     (dict(labels=[0, -1]), 'row 1: label -1 is negative'),
     (dict(paths=['a', '/b']), "row 1: expected a path relative to the root, found '/b'"),
     (dict(paths=['a', '']), 'row 1: expected a path'),
+    (dict(paths=['a', '../../etc/x.jpg']), "row 1: expected a path relative to the root, found '../../etc/x.jpg'"),
+    (dict(paths=['a', 'b/../../x.jpg']), 'row 1: expected a path relative'),
+    (dict(paths=['a', 'b/..']), 'row 1: expected a path relative'),
+    (dict(paths=['a', '..\\x.jpg']), 'row 1: expected a path relative'),
+    (dict(paths=['a', 'C:/x.jpg']), 'row 1: expected a path relative'),
+    (dict(paths=['a', 'c:x.jpg']), 'row 1: expected a path relative'),
     (dict(paths=['a', 'a']), "row 1: path 'a' appears"),
     (dict(labels=[0, 0]), "row 1: class name 'y' differs"),
     (dict(names=['x', 'x']), "row 1: class name 'x' belongs to another label"),
@@ -371,6 +379,11 @@ def test_make_table_fault(tmp_path, fault, message):
     good = dict(paths=['a', 'b'], labels=[0, 1], names=['x', 'y'], splits='train', root=tmp_path, dataset='x')
     data.make_table(**good)
     refused(lambda: data.make_table(**good | fault), ValueError, message)
+
+
+def test_paths_with_dots_and_colons(tmp_path):
+    paths = ['a..b/c.jpg', '..a/b.jpg', 'a/...jpg', 'owl: barn/x.jpg']
+    assert data.make_table(paths, [0]*4, ['x']*4, 'train', tmp_path, 'x')['path'].tolist() == paths
 
 
 @pytest.fixture
@@ -556,6 +569,41 @@ def test_write_atomic(tmp_path):
             tmp.write_bytes(b'half')
             raise KeyboardInterrupt
     assert [f.name for f in path.parent.iterdir()] == ['x.npy'] and np.load(path).tolist() == [0, 1, 2]
+
+
+def write_folder(path, name, error=None, force=False):
+    with data.write_folder_atomic(path, force) as tmp:
+        (tmp/name).touch()
+        if error: raise error
+
+
+def test_write_folder_atomic(tmp_path):
+    path = tmp_path/'new'/'x'
+    def found(): return [f.relative_to(tmp_path).as_posix() for f in sorted(tmp_path.rglob('*'))]
+    with pytest.raises(KeyboardInterrupt): write_folder(path, 'a', KeyboardInterrupt)
+    assert found() == ['new']
+    path.mkdir()
+    write_folder(str(path), 'a')
+    for force in (False, True):
+        with pytest.raises((FileExistsError, KeyboardInterrupt)): write_folder(path, 'b', KeyboardInterrupt, force)
+        assert found() == ['new', 'new/x', 'new/x/a']
+    write_folder(path, 'b', force=True)
+    assert found() == ['new', 'new/x', 'new/x/b']
+
+
+def test_the_old_folder_comes_back(tmp_path, monkeypatch):
+    "Renaming the new folder fails after the old one was moved away."
+    write_folder(tmp_path/'x', 'a')
+    replace, calls = os.replace, []
+
+    def second_fails(*args):
+        calls.append(args)
+        if len(calls) == 2: raise OSError('the disk is gone')
+        replace(*args)
+
+    monkeypatch.setattr(data.os, 'replace', second_fails)
+    with pytest.raises(OSError, match='gone'): write_folder(tmp_path/'x', 'b', force=True)
+    assert [p.name for p in tmp_path.iterdir()] == ['x'] and (tmp_path/'x/a').exists()
 
 
 def test_shared_dir(tmp_path, monkeypatch):

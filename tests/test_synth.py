@@ -116,6 +116,40 @@ def test_other_folders_are_refused_and_kept(tmp_path):
     assert contents(tmp_path/'fish') == before
 
 
+def test_force_replaces_another_set_and_nothing_else(tmp_path, monkeypatch):
+    synth_dataset(tmp_path/'fish', **SMALL)
+    before, draw = contents(tmp_path/'fish'), synth.draw_fish
+    monkeypatch.setattr(synth, 'draw_fish', None)
+    with pytest.raises(TypeError): synth_dataset(tmp_path/'fish', seed=1, force=True, **SMALL)
+    synth_dataset(tmp_path/'fish', force=True, **SMALL)
+    assert contents(tmp_path/'fish') == before
+    monkeypatch.setattr(synth, 'draw_fish', draw)
+    synth_dataset(tmp_path/'fish', seed=1, force=True, **SMALL)
+    synth_dataset(tmp_path/'new', seed=1, **SMALL)
+    assert contents(tmp_path/'fish') == contents(tmp_path/'new') != before
+    (tmp_path/'notes.txt').write_text('mine')
+    with pytest.raises(FileExistsError, match='holds no synthetic set'): synth_dataset(tmp_path, force=True, **SMALL)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_two_draw_at_the_same_time(tmp_path, monkeypatch, seed):
+    "While one draws, another finishes: its set is read, or refused if it is not the same."
+    write, inside = synth._write_synth, []
+
+    def write_beside(out, record, progress):
+        write(out, record, progress)
+        if not inside:
+            inside.append(out)
+            synth_dataset(tmp_path/'fish', seed=seed, **SMALL)
+
+    monkeypatch.setattr(synth, '_write_synth', write_beside)
+    if seed:
+        with pytest.raises(FileExistsError, match='another synthetic set'): synth_dataset(tmp_path/'fish', **SMALL)
+    else: assert len(synth_dataset(tmp_path/'fish', **SMALL)) == 12
+    assert [p.name for p in tmp_path.iterdir()] == ['fish']
+
+
 def test_drawn_once_then_read(tmp_path, monkeypatch):
     first = synth_dataset(tmp_path/'new'/'fish', **SMALL)
     monkeypatch.setattr(synth, 'draw_fish', None)
