@@ -10,13 +10,16 @@ _NAMES = {
     "synth": "synth_dataset",
     "formats": "read_table write_table write_crops download prepare READERS",
     "loaders": "TRANSFORMS get_transforms retrieval_dls table_dl resize_cache",
-    "backbones": "create_backbone create_pool BACKBONES POOLS RetrievalNet Pooled save_model load_model "
+    "backbones": "create_backbone as_backbone create_pool BACKBONES POOLS RetrievalNet Pooled save_model load_model "
                  "count_parameters count_operations",
     "losses": "BatchHardTripletLoss LabelSmoothingCE",
     "metrics": "recall_at_k neighbours",
     "features": "Features ColorHistogram extract evaluate_recall show_neighbours save_retrieval_pictures",
     "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN step_schedule",
     "cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS save_cgd_results load_seed_weights",
+    "cfga": "CFGA Describe default_layers activation_mask largest_component seed_descriptor load_seed_model "
+            "write_seed_json SEED_MODELS",
+    "explain": "explain_match evidence",
     "index": "Index show_search",
     "evaluation": "evaluate report",
     "cli": "",

@@ -7,7 +7,7 @@ Docs: https://fgir.github.io/fgir/cfga.html.md"""
 # %% auto #0
 __all__ = ['NORMS', 'LOSSES', 'PIECE', 'FAMILIES', 'POOLED', 'SEED_MODELS', 'SEED_FILES', 'largest_component', 'activation_mask',
            'pool_masked', 'Call', 'Capture', 'filter_change', 'aggregate', 'describe_call', 'default_layers',
-           'Describe', 'CFGA', 'load_seed_model', 'seed_file', 'write_seed_json']
+           'Describe', 'CFGA', 'seed_descriptor', 'load_seed_model', 'seed_file', 'write_seed_json']
 
 # %% ../nbs/06_cfga.ipynb #99ede5d7
 import json
@@ -209,13 +209,13 @@ def describe_call(call: Call, delta: Tensor, select: bool = True, direction: str
                  for i in range(0, len(delta), n)]
     return torch.cat(parts).view(call.n, -1)
 
-# %% ../nbs/06_cfga.ipynb #c244f830
+# %% ../nbs/06_cfga.ipynb #a11f7702
 FAMILIES = {
     'resnet, resnext': (r'layer4\.(\d+)\.conv\d', r'conv2$'),
     'resnetv2': (r'stages\.3\.blocks\.(\d+)\.conv\d', r'conv2$'),
-    'bvlc_googlenet, googlenet': (r'inception(5[ab])\.branch\d.*', r'5[ab]\.branch4'),
+    'bvlc_googlenet, googlenet': (r'inception(4e|5a)\.branch\d.*', r'4e\.branch2\.1|5a\.branch4'),
     'bn_inception': (r'inception_(5[ab])_(1x1|3x3|double_3x3_2|pool_proj)', r'_3x3$'),
-    'squeezenet': (r'features\.(\d+)\.(squeeze|expand\dx\d)', r'expand3x3$'),
+    'squeezenet': (r'features\.(\d+)\.(squeeze|expand\dx\d)', r'squeeze$'),
     'convnext': (r'stages\.3\.blocks\.(\d+)\.mlp\.fc[12]', r'fc1$'),
     'swin': (r'layers\.3\.blocks\.(\d+)\.(attn\.(qkv|proj)|mlp\.fc[12])', r'fc1$'),
     'vit, deit': (r'blocks\.(\d+)\.(attn\.(qkv|proj)|mlp\.fc[12])', r'fc1$')}
@@ -359,6 +359,15 @@ SEED_MODELS = {
                          head='embedding.'),
     'dgpcrl': dict(tfms='dgpcrl', lcc=False, what=('layers', 'cfga+', *_SCDA, *_POOL))}
 
+# %% ../nbs/06_cfga.ipynb #86a52fdb
+def seed_descriptor(
+    model: nn.Module,  # a network, or a model with backbone and embedding
+    kind: str,  # a key of `SEED_MODELS`
+    what: Sequence[str] | None = None,  # arrays, as in `Describe`; default those that the seed saves
+) -> Describe:
+    "The descriptor that seed 001 uses for a kind of model."
+    return Describe(model, what or SEED_MODELS[kind]['what'], lcc=SEED_MODELS[kind]['lcc'])
+
 # %% ../nbs/06_cfga.ipynb #92e411ed
 _SEED_HEADS = {'class_fc_2.weight': 'dgpcrl', 'class_fc.weight': 'margin', 'embedding.weight': 'proxy_anchor'}
 _RESNET_BLOCKS = {6: 'resnet50', 23: 'resnet101', 36: 'resnet152'}
@@ -386,7 +395,7 @@ def _load_linear(linear: nn.Linear, state: dict[str, Tensor], path: str | Path):
     try: linear.load_state_dict(state)
     except RuntimeError as e: raise ValueError(f"{path}: {' '.join(str(e).split())}") from None
 
-# %% ../nbs/06_cfga.ipynb #5ce33253
+# %% ../nbs/06_cfga.ipynb #69f2875a
 SEED_FILES = {'cfga+': 'layer4_conv2_weight', 'scda_norm_joint': 'scda_max_avg_norm', 'scda_norm_each': 'scda_norm_max_avg',
               'pool_norm_joint': 'embedding_max_avg', 'pool_norm_each': 'embedding_norm_max_avg',
               'embedding': 'embedding_max_avg'}
@@ -402,8 +411,9 @@ def write_seed_json(
 ) -> list[Path]:
     "Write each array as seed 001 does; FileExistsError for a file that is there, ValueError for two arrays of one name."
     files = [Path(out)/seed_file(name) for name in features.names]
-    if len(set(files)) < len(files): raise ValueError('features hold both an embedding and pool_norm_joint, one file for two')
-    if not force and (old := next((f for f in files if f.exists()), None)): raise FileExistsError(f'{old} exists; force=True overwrites it')
+    if len(set(files)) < len(files): raise ValueError('an embedding and pool_norm_joint would be one file for two')
+    if not force and (old := next((f for f in files if f.exists()), None)):
+        raise FileExistsError(f'{old} exists; force=True overwrites it')
     Path(out).mkdir(parents=True, exist_ok=True)
     for name, file in zip(features.names, files, strict=True):
         with write_atomic(file) as tmp, open(tmp, 'w') as f:

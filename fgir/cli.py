@@ -6,17 +6,17 @@ Docs: https://fgir.github.io/fgir/cli.html.md"""
 
 # %% auto #0
 __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'Root', 'Data', 'Split', 'Level', 'Crop', 'SkipBad', 'Workers', 'Device',
-           'Seed', 'Force', 'Model', 'Backbone', 'Weights', 'Pool', 'Size', 'Transform', 'Batch', 'Ranks', 'LAYOUTS',
-           'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'CGDBackbone', 'Scratch', 'GDConfig', 'Dim', 'Smoothing',
-           'Temperature', 'Margin', 'Recalls', 'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'BF16',
-           'Results', 'Output', 'Rows', 'about', 'one_line', 'main', 'option', 'argument', 'switch', 'parse_ranks',
-           'parse_valid', 'check_writable', 'refuse_existing', 'watched', 'epochs_shown', 'detect_layout',
-           'find_reader', 'given_choices', 'read_data', 'pick_device', 'check_descriptor_options', 'load_descriptor',
-           'pick_rows', 'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads',
-           'save_demo', 'demo', 'prepare', 'check_test_rows', 'cgd', 'extract', 'name_files', 'evaluate', 'pick_array',
-           'search']
+           'Seed', 'Force', 'Model', 'Backbone', 'Weights', 'Pool', 'Descriptor', 'Size', 'Transform', 'Batch', 'Ranks',
+           'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'CGDBackbone', 'Scratch', 'GDConfig', 'Dim',
+           'Smoothing', 'Temperature', 'Margin', 'Recalls', 'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume',
+           'BF16', 'Results', 'Output', 'SeedJSON', 'Rows', 'about', 'one_line', 'main', 'option', 'argument', 'switch',
+           'parse_ranks', 'parse_valid', 'check_writable', 'refuse_existing', 'watched', 'epochs_shown',
+           'detect_layout', 'find_reader', 'given_choices', 'read_data', 'pick_device', 'check_descriptor_options',
+           'record_of', 'load_network', 'load_descriptor', 'pick_rows', 'settings', 'print_recall', 'demo_learner',
+           'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'check_test_rows', 'cgd',
+           'extract', 'name_files', 'evaluate', 'pick_array', 'search']
 
-# %% ../nbs/10_cli.ipynb #ca1acf2a
+# %% ../nbs/10_cli.ipynb #3b809b40
 import json
 import re
 import shlex
@@ -34,6 +34,7 @@ import typer
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
     from fgir.features import Features
 
@@ -114,8 +115,9 @@ Device = option(str | None, 'cpu, cuda, cuda:1, …', metavar='NAME', default='t
 Seed = option(int, 'Of everything random.', metavar='N', min=0)
 Force = switch('--force', 'Overwrite results that are there.')
 
-# %% ../nbs/10_cli.ipynb #6b318b54
-Model = option(Path | None, 'Model file (.safetensors) of `fgir train` or `save_model`.', metavar='FILE',
+# %% ../nbs/10_cli.ipynb #b0192850
+Model = option(Path | None, 'Model: a file (.safetensors) of `fgir train` or `save_model`, or a checkpoint (.pth) '
+               'of seeds 000, 001 or Proxy-Anchor.', metavar='FILE',
                default='none')
 Backbone = option(str | None, 'Describe with the pooled map of this network instead: resnet50, bvlc_googlenet, any '
                   'name of timm, …', metavar='NAME', default='none')
@@ -123,6 +125,9 @@ Weights = option(str | None, "Backbone's weights: a file, an address or a tag.",
                  default='its ImageNet weights, downloaded')
 Pool = option(str | None, 'Poolings of the map: S (mean), M (maximum), G (generalized mean), avg+max; several with '
               'commas.', metavar='LETTERS', default='S')
+Descriptor = option(str | None, 'What to describe by: cfga (all that seed 001 saves), or with commas: cfga+, layers, '
+                    'names of layers, embedding, scda_norm_each, scda_norm_joint, pool_norm_each, pool_norm_joint.',
+                    metavar='NAMES', default="a model's embedding, a backbone's pooled map")
 Size = option(int | None, 'Side of the network input, pixels.', min=1, metavar='PIXELS',
               default="the model's, or the transform's")
 Transform = option(str | None, 'Transform by name: cgd, proxy_anchor, cfga_dml, squash, …', metavar='NAME',
@@ -251,27 +256,55 @@ def pick_device(
     except (RuntimeError, AssertionError) as e: raise ValueError(f'--device {name}: {str(e).splitlines()[0]}') from None
     return name
 
-# %% ../nbs/10_cli.ipynb #fb4253f3
-def check_descriptor_options(model: Path | None, backbone: str | None, weights: str | None, pool: str | None):
+# %% ../nbs/10_cli.ipynb #dfa464f2
+def check_descriptor_options(
+    model: Path | None, backbone: str | None, weights: str | None, pool: str | None, arrays: str | None,
+):
     "Raise ValueError unless one of a model and a backbone is named, and what goes with a backbone only with one."
     if (model is None) == (backbone is None): raise ValueError('name one of --model FILE and --backbone NAME')
     if model and (weights or pool): raise ValueError('--weights and --pool go with --backbone, a --model has its own')
+    if pool and arrays: raise ValueError('--pool and --descriptor are two ways to say what to describe by: give one')
 
-def load_descriptor(
-    model: Path | None = None,  # a file of `save_model`
+def record_of(model: Path | None) -> dict:
+    "The record of a model of fgir; {} for anything else."
+    from fgir.backbones import read_record
+
+    return read_record(model) if model and model.suffix == '.safetensors' else {}
+
+def load_network(
+    model: Path | None = None,  # a file of `save_model`, or a checkpoint of seeds 000, 001 or Proxy-Anchor
     backbone: str | None = None,  # or the name of a network, with …
     weights: str | None = None,  # … its weights, see `create_backbone`
-    pool: str | None = None,  # … and poolings with commas; default S
+) -> tuple['nn.Module', str, dict]:  # the network, a key of `SEED_MODELS`, and how its record says that images are cut
+    "Load what describes: a trained model, or a backbone."
+    from fgir.backbones import create_backbone, load_model
+    from fgir.cfga import SEED_MODELS, load_seed_model
+
+    if model is None: return create_backbone(backbone, weights=weights), 'pretrained', {}
+    if model.suffix == '.safetensors': return load_model(model), 'margin', record_of(model)
+    net, kind = load_seed_model(model)
+    return net, kind, dict(tfms=SEED_MODELS[kind]['tfms'])
+
+# %% ../nbs/10_cli.ipynb #ea2f6ba0
+def load_descriptor(
+    model: Path | None = None, backbone: str | None = None, weights: str | None = None,  # see `load_network`
+    pool: str | None = None,  # poolings of a backbone's map with commas; default S
     device: str | None = None,  # default the GPU if there is one
-) -> Callable:  # a descriptor, in evaluation mode
-    "Load a trained model, or else make the descriptor of a backbone's pooled map."
-    check_descriptor_options(model, backbone, weights, pool)
-    from fgir.backbones import Pooled, create_backbone, load_model
+    arrays: str | None = None,  # 'cfga', or names of `Describe` with commas
+) -> tuple[Callable, dict]:  # a descriptor in evaluation mode, and how its images are cut
+    "Load a trained model or a backbone and make a descriptor of it."
+    check_descriptor_options(model, backbone, weights, pool, arrays)
+    from fgir.backbones import Pooled
+    from fgir.cfga import SEED_MODELS, seed_descriptor
 
-    device = pick_device(device)
-    if model is not None: return load_model(model, device)
-    return Pooled(create_backbone(backbone, weights=weights), (pool or 'S').split(',')).to(device).eval()
+    device, (net, kind, record) = pick_device(device), load_network(model, backbone, weights)
+    if arrays:
+        net = seed_descriptor(net, kind, None if arrays == 'cfga' else arrays.split(','))
+        if arrays == 'cfga' and not record: record = dict(tfms=SEED_MODELS[kind]['tfms'])
+    elif backbone or not hasattr(net, 'backbone'): net = Pooled(net, (pool or 'S').split(','))
+    return net.to(device).eval(), record
 
+# %% ../nbs/10_cli.ipynb #d74de78a
 def pick_rows(
     table: 'pd.DataFrame',
     rows: str,  # 'test' (also query and gallery), another split, or 'all'
@@ -511,31 +544,36 @@ def cgd(
     print_recall(evaluate_features({'CGD': features}, ks))
     print(f"files: {out/learn.prefix}_*")
 
-# %% ../nbs/10_cli.ipynb #ebdc605a
+# %% ../nbs/10_cli.ipynb #ef941df7
 Output = option(Path, 'File to write (.safetensors).', metavar='FILE')
+SeedJSON = option(Path | None, 'Also write the arrays as the JSON files of seed 001.', '--seed-json', metavar='FOLDER',
+                  default='none')
 Rows = option(str, 'Rows to describe: test (also query and gallery), train, valid, … or all.', metavar='NAME')
 
-# %% ../nbs/10_cli.ipynb #98537e79
+# %% ../nbs/10_cli.ipynb #5f5021bd
 @app.command()
 def extract(
     root: Root, out: Output, model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
-    data: Data = 'auto', split: Split = None, level: Level = None, rows: Rows = 'test', crop: Crop = False,
-    size: Size = None, tfms: Transform = None, batch_size: Batch = 64, workers: Workers = None, device: Device = None,
-    skip_bad: SkipBad = False, force: Force = False,
+    descriptor: Descriptor = None, data: Data = 'auto', split: Split = None, level: Level = None, rows: Rows = 'test',
+    crop: Crop = False, size: Size = None, tfms: Transform = None, batch_size: Batch = 64, workers: Workers = None,
+    device: Device = None, seed_json: SeedJSON = None, skip_bad: SkipBad = False, force: Force = False,
 ):
-    "Describe images by a trained model or by a backbone."
-    check_descriptor_options(model, backbone, weights, pool)
+    "Describe images by a trained model or by a backbone. A run that was interrupted goes on where it stopped."
+    check_descriptor_options(model, backbone, weights, pool, descriptor)
     refuse_existing([out], force)
-    from fgir.backbones import read_record
+    if seed_json and not descriptor: raise ValueError('--seed-json: give --descriptor too')
+    from fgir.cfga import seed_file, write_seed_json
     from fgir.features import extract as extract_features
 
-    how = settings(read_record(model) if model else {}, tfms=tfms, size=size, crop=crop)
-    table = pick_rows(read_data(root, data, skip_bad, how['crop'], split=split, level=level), rows)
-    descriptor = load_descriptor(model, backbone, weights, pool, device)
+    table = pick_rows(read_data(root, data, skip_bad, crop or record_of(model).get('crop', False), split=split,
+                                level=level), rows)
+    describe, record = load_descriptor(model, backbone, weights, pool, device, descriptor)
+    refuse_existing([seed_json/seed_file(name) for name in describe.what] if seed_json else [], force)
+    how = settings(record, tfms=tfms, size=size, crop=crop)
     note = f'{model or backbone}' + (f', weights {weights}' if weights else '')
-    features = extract_features(descriptor, table, bs=batch_size, num_workers=workers, note=note,
+    features = extract_features(describe, table, bs=batch_size, num_workers=workers, note=note, out=out, force=force,
                                 progress=watched(), **how)
-    features.save(out, force=force)
+    if seed_json: write_seed_json(features, seed_json, force)
     print(f'{out}: {features}')
 
 # %% ../nbs/10_cli.ipynb #7eea494c
@@ -569,23 +607,24 @@ def evaluate(
     again = shlex.join(['fgir', 'evaluate', *map(str, files), '--ks', ks])
     if report: write_report(results, report, 'Recall@K', features, command=again, force=force)
 
-# %% ../nbs/10_cli.ipynb #f6943f8b
+# %% ../nbs/10_cli.ipynb #f1053a39
 def pick_array(
     features: 'Features',
     name: str | None = None,  # default the only one, or 'embedding'
 ) -> str:
     "The name of the array to search in."
     name = name or (features.names[0] if len(features.names) == 1 else 'embedding')
-    if name not in features.names: raise ValueError(f"--descriptor: name one of {', '.join(features.names)}")
+    if name not in features.names: raise ValueError(f"--array: name one of {', '.join(features.names)}")
     return name
 
-# %% ../nbs/10_cli.ipynb #3f9504d8
+# %% ../nbs/10_cli.ipynb #b7abcabd
 @app.command()
 def search(
     image: argument(Path, 'IMAGE', 'The photograph to search with.'),
     features: option(Path, 'Gallery: a file of `fgir extract` or `fgir train`.', metavar='FILE'),
     model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
-    descriptor: option(str | None, 'Array to search in.', metavar='NAME', default='the only one, or embedding') = None,
+    descriptor: Descriptor = None,
+    array: option(str | None, 'Array to search in.', metavar='NAME', default='the only one, or embedding') = None,
     k: option(int, 'Images to find.', '-k', '--k', min=1, metavar='N') = 8,
     box: option(tuple[float, float, float, float] | None, 'Crop the photograph to this box, pixels.',
                 metavar='X1 Y1 X2 Y2', default='the whole photograph') = None,
@@ -594,7 +633,7 @@ def search(
     device: Device = None, force: Force = False,
 ):
     "Find the images that are most like a photograph."
-    check_descriptor_options(model, backbone, weights, pool)
+    check_descriptor_options(model, backbone, weights, pool, descriptor)
     refuse_existing([picture] if picture else [], force)
     from fgir.data import write_atomic
     from fgir.features import Features
@@ -602,8 +641,8 @@ def search(
 
     gallery = Features.load(features)
     if 'gallery' in set(gallery.table['split']): gallery = gallery.select('gallery')
-    index = Index.build(gallery, pick_array(gallery, descriptor))
-    found = index.search_image(image, load_descriptor(model, backbone, weights, pool, device), k=k, box=box)
+    index = Index.build(gallery, pick_array(gallery, array))
+    found = index.search_image(image, load_descriptor(model, backbone, weights, pool, device, descriptor)[0], k=k, box=box)
     answer = found[['rank', 'score', 'name', 'path']]
     if as_json: print(json.dumps(answer.to_dict('records')))
     else: print(answer.to_string(index=False, float_format='%.4f'))

@@ -118,7 +118,7 @@ def evidence(
     of_a, of_b = _cfga_evidence(descriptor, layers, a, b), _cfga_evidence(descriptor, layers, b, a)
     return of_a, of_b, float(of_a.sum())
 
-# %% ../nbs/06a_explain.ipynb #24d99e6c
+# %% ../nbs/06a_explain.ipynb #d66127ac
 def _overlay(ax: plt.Axes, picture: np.ndarray, heat: Tensor, limit: float, title: str):
     "A photograph in gray under its map, red for what brings together and blue for what keeps apart."
     ax.imshow(picture.mean(2), cmap='gray', vmin=0, vmax=1)
@@ -138,7 +138,7 @@ def explain_match(
     heats = evidence(descriptor, x, y, name)
     limit = max(float(h.abs().max()) for h in heats[:2]) or 1.
     fig, axs = plt.subplots(1, 4, figsize=(9, 2.6), layout='constrained')
-    for i, (image, heat, letter) in enumerate(zip((x, y), heats, 'ab')):
+    for i, (image, heat, letter) in enumerate(zip((x, y), heats[:2], 'ab', strict=True)):
         picture = as_picture(image, descriptor)
         axs[2*i].imshow(picture)
         axs[2*i].set_title(letter, fontsize=8)

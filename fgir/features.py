@@ -8,7 +8,7 @@ Docs: https://fgir.github.io/fgir/features.html.md"""
 __all__ = ['FORMAT', 'Features', 'evaluating', 'by_size', 'extract', 'ColorHistogram', 'sides', 'evaluate_recall',
            'show_neighbours', 'save_retrieval_pictures']
 
-# %% ../nbs/03a_features.ipynb #6a6eb7b6
+# %% ../nbs/03a_features.ipynb #dd450a1f
 import hashlib
 import json
 import math
@@ -31,6 +31,7 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+# %% ../nbs/03a_features.ipynb #e69f28a4
 from . import __version__
 from .data import image_path, load_row, write_atomic, write_folder_atomic
 from .loaders import IMAGENET_MEAN, IMAGENET_STD, TRANSFORMS, RetrievalDL, table_dl
@@ -97,7 +98,7 @@ def _unpack(packed: np.ndarray, n: int, is_text: bool) -> np.ndarray | list[str]
     if not is_text: return np.array(packed)
     return bytes(packed).decode().split("\0") if n else []
 
-# %% ../nbs/03a_features.ipynb #ac7a806f
+# %% ../nbs/03a_features.ipynb #253a4152
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?"} | {
     f"{kind.upper()}{8 * size}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
@@ -118,6 +119,7 @@ def _lay_out(path: Path, shapes: Mapping[str, tuple[np.dtype, tuple]], metadata:
     with open(path, "wb") as f:
         f.write(len(header).to_bytes(8, "little") + header)
         f.truncate(8 + len(header) + end)
+        if hasattr(os, "posix_fallocate"): os.posix_fallocate(f.fileno(), 0, 8 + len(header) + end)
     return {name: _map(path, 8 + len(header), **entry, mode="r+") for name, entry in entries.items()}
 
 # %% ../nbs/03a_features.ipynb #cb2e87fa
@@ -246,14 +248,14 @@ def by_size(
         if len(waiting[largest]) >= bs or sum(map(len, waiting.values())) >= hold*bs: yield join(waiting.pop(largest))
     yield from map(join, waiting.values())
 
-# %% ../nbs/03a_features.ipynb #1fbcafef
+# %% ../nbs/03a_features.ipynb #6dcee552
 class _Store:
     "Named arrays (N,D) that fill up batch by batch, in memory or in a file."
-    def __init__(self, table: pd.DataFrame, record: dict, dtype: str, out: Path | None = None):
+    def __init__(self, table: pd.DataFrame, record: dict, dtype: str, out: Path | None = None, force: bool = False):
         self.table, self.record, self.dtype, self.out = table, record, np.dtype(dtype), out
         self.arrays, self.done = {}, np.zeros(len(table), bool)
         if out: self.part, self.marks = (out.with_name(out.name + end) for end in (".part", ".done"))
-        if out and self.part.exists() and self.marks.exists(): self.reopen()
+        if out and self.part.exists() and self.marks.exists(): self.reopen(force)
 
     def make(self, named: Mapping[str, Tensor]):
         shapes = {name: (self.dtype, (len(self.table), v.shape[1])) for name, v in named.items()}
@@ -264,7 +266,7 @@ class _Store:
             with write_atomic(self.part) as tmp: _create(tmp, shapes, self.table, self.record)
             self.reopen()
 
-# %% ../nbs/03a_features.ipynb #414af8e8
+# %% ../nbs/03a_features.ipynb #78e79e28
 @patch
 def fill(self: _Store, rows: np.ndarray, named: Mapping[str, Tensor]):
     "Put the vectors of some rows in place."
@@ -280,19 +282,21 @@ def fill(self: _Store, rows: np.ndarray, named: Mapping[str, Tensor]):
     self.done[rows] = True
     if self.out: self.done.flush()
 
+# %% ../nbs/03a_features.ipynb #72934d74
 @patch
 def sync(self: _Store):
     "Have the arrays on disk before their rows are marked."
     for a in self.arrays.values(): a.flush()
 
-# %% ../nbs/03a_features.ipynb #df4a322e
+# %% ../nbs/03a_features.ipynb #13b0acea
 @patch
-def reopen(self: _Store):
-    "Go on with a part; ValueError if it is one of something else."
+def reopen(self: _Store, force: bool = False):
+    "Go on with a part; one of something else is a ValueError, or with `force` forgotten."
     made = Features.load(self.part)
     other = [k for k in self.record if k != "date" and json.loads(json.dumps(self.record[k])) != made.record.get(k)]
     if not made.table.equals(self.table.reset_index(drop=True)): other = ["table"]
-    if other: raise ValueError(f"{self.part}: begun with another {other[0]}; remove it, or repeat the call that began it")
+    if other and force: return
+    if other: raise ValueError(f"{self.part}: begun with another {other[0]}; repeat the call that began it, or force=True")
     _, tensors, start = _header(self.part)
     self.arrays = {name: _map(self.part, start, **tensors[name], mode="r+") for name in made.names}
     self.done = np.memmap(self.marks, bool, "r+", shape=(len(self.table),))
@@ -343,7 +347,7 @@ def _describe(descriptor: Callable, dl: RetrievalDL, bs: int, store: _Store, row
         loaded = _loaded(dl, device, progress)
         for found, x in loaded if bs == dl.bs else by_size(loaded, bs): store.fill(rows[found], _named(descriptor(x), len(x)))
 
-# %% ../nbs/03a_features.ipynb #5167cf6e
+# %% ../nbs/03a_features.ipynb #fba0bb4e
 def extract(
     descriptor: Callable[[Tensor], Tensor | Mapping[str, Tensor]],  # a network, or any function of a normalized batch
     data: pd.DataFrame | RetrievalDL,  # a table, or a loader of a table in order
@@ -365,7 +369,8 @@ def extract(
     if out and Path(out).exists() and not force: raise FileExistsError(f"{out} exists; force=True overwrites it")
     device, norm = torch.device(device) if device else _device(descriptor), _normalization(descriptor)
     dl, made, bs = _loader_of(data, size, tfms, bs, crop, device, norm, num_workers=num_workers, cache=cache, progress=progress)
-    store = _Store(dl.table, _record(descriptor, dl.table, **made, dtype=dtype, note=note), dtype, out and Path(out))
+    store = _Store(dl.table, _record(descriptor, dl.table, **made, dtype=dtype, note=note), dtype, out and Path(out),
+                   force)
     rows = np.flatnonzero(~store.done)
     if len(rows) < len(store.done):
         dl, _, bs = _loader_of(dl.table.iloc[rows].reset_index(drop=True), size, tfms, bs, crop, device, norm,

@@ -18,19 +18,16 @@ from fgir.cfga import (
     LOSSES,
     POOLED,
     SEED_MODELS,
-    Call,
     Describe,
     activation_mask,
-    aggregate,
-    describe_call,
     filter_change,
     largest_component,
     load_seed_model,
     pool_masked,
     write_seed_json,
 )
-from fgir.features import Features, extract
 from fgir.data import make_table
+from fgir.features import Features
 
 SIX = [f'layer4.{b}.conv{c}' for b in (1, 2) for c in (1, 2, 3)]
 GOLDEN = np.load(Path(__file__).parent/'golden'/'cfga_resnet50.npz')
@@ -166,12 +163,12 @@ def test_against_whole_backward_passes(name, loss):
                 assert F.cosine_similarity(found[layer][i], want, 0) > 1 - 1e-5, (layer, i)
 
 
-@pytest.mark.parametrize('moves', [dict(stride=2), dict(dilation=(1, 2), padding=2), dict(padding='same', dilation=2), dict(groups=4),
-                                   dict(padding='valid', stride=(2, 1)), dict(padding=1, padding_mode='circular')])
+@pytest.mark.parametrize('moves', [dict(stride=2), dict(dilation=(1, 2), padding=2), dict(groups=4),
+                                   dict(padding='same', dilation=2), dict(padding='valid', stride=(2, 1)),
+                                   dict(padding=1, padding_mode='circular')])
 @pytest.mark.parametrize('kernel', [1, 3, (1, 5), 4])
 def test_every_kind_of_convolution(moves, kernel):
     """The change of each filter is that of PyTorch's own weight gradient, image by image."""
-    if moves.get('padding') == 1 and kernel == (1, 5): return
     torch.manual_seed(1)
     conv = nn.Conv2d(8, 12, kernel, **moves)
     net = nn.Sequential(conv, nn.ReLU(inplace=True), nn.Conv2d(12, 5, 1), nn.ReLU())
@@ -243,7 +240,8 @@ def test_one_line_for_each_mistake():
     net = resnet18()
     for call, said in ((lambda: CFGA(net, ['layer9']), "no layer 'layer9'"), (lambda: CFGA(net, ['layer4']), 'Sequential'),
                        (lambda: Describe(net, []), 'at least one'), (lambda: CFGA(net, loss='x'), "loss 'x'"),
-                       (lambda: CFGA(net, direction='up'), "'up'"), (lambda: Describe(net, ['embedding'])(torch.rand(1, 3, 64, 64)), 'embedding'),
+                       (lambda: CFGA(net, direction='up'), "'up'"),
+                       (lambda: Describe(net, ['embedding'])(torch.rand(1, 3, 64, 64)), 'embedding'),
                        (lambda: CFGA(nn.Sequential(nn.Linear(2, 2))), 'no feature map')):
         with pytest.raises(ValueError, match=said): call()
     twice = nn.Conv2d(3, 3, 3, padding=1)
@@ -341,7 +339,7 @@ def test_seed_checkpoints(tmp_path, kind):
     assert found == kind and torch.equal(getattr(model, 'backbone', model).layer4[2].conv3.weight, state['layer4.2.conv3.weight'])
     if kind != 'dgpcrl':
         head = 'class_fc' if kind == 'margin' else 'embedding'
-        assert torch.equal(model.head.linear.weight, state[f'{head}.weight']) and torch.equal(model.head.linear.bias, state[f'{head}.bias'])
+        for part in ('weight', 'bias'): assert torch.equal(getattr(model.head.linear, part), state[f'{head}.{part}'])
     about = SEED_MODELS[kind]
     assert Describe(model, about['what'], lcc=about['lcc']).what[-1] == about['what'][-1]
 
@@ -362,7 +360,8 @@ def test_seed_json(tmp_path):
     import json
     table = make_table(['a.jpg', 'b.jpg'], [0, 1], ['a', 'b'], ['test', 'test'], tmp_path, 'x')
     rng = np.random.default_rng(0)
-    arrays = {n: rng.random((2, 3), np.float32) for n in ('layer4.1.conv1', 'cfga+', 'scda_norm_joint', 'scda_norm_each', 'pool_norm_joint')}
+    names = 'layer4.1.conv1', 'cfga+', 'scda_norm_joint', 'scda_norm_each', 'pool_norm_joint'
+    arrays = {n: rng.random((2, 3), np.float32) for n in names}
     files = write_seed_json(Features(arrays, table), tmp_path/'out')
     assert [f.name for f in files] == ['layer4_1_conv1_weight.json', 'layer4_conv2_weight.json', 'scda_max_avg_norm.json',
                                        'scda_norm_max_avg.json', 'embedding_max_avg.json']

@@ -111,8 +111,8 @@ def test_backbone(fish, tmp_path, capsys, monkeypatch):
     assert features.names == ['S', 'avg+max'] and set(features.table['split']) == {'train'} and features.record['crop']
     photo = f"{fish.attrs['root']}/{fish['path'][0]}"
     search = ['search', photo, '--features', 'x.st', *net, '--pool', 'S,avg+max']
-    refused(capsys, *search, says='--descriptor: name one of S, avg+max')
-    assert run(capsys, *search, '--descriptor', 'S')[0] == 0
+    refused(capsys, *search, says='--array: name one of S, avg+max')
+    assert run(capsys, *search, '--array', 'S')[0] == 0
     refused(capsys, *words, says='--force')
     assert run(capsys, *words, '--force')[0] == 0
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
+from fgir.data import read_folder
 from fgir.features import (
     ColorHistogram,
     Features,
@@ -123,10 +125,10 @@ def test_killed_while_saving(tmp_path):
         import os, sys
         import numpy as np, pandas as pd
         from fgir import features
-        def half(tensors, path, metadata):
+        def half(path, *rest):
             path.write_bytes(b"half")
             os._exit(9)
-        features.save_file = half
+        features._create = half
         table = pd.DataFrame(dict(path=["a"], label=[0], name=["a"], split=["test"]))
         features.Features({"x": np.ones((1, 1))}, table).save(sys.argv[1], force=True)
     """)
@@ -137,7 +139,7 @@ def test_killed_while_saving(tmp_path):
 
 def test_failing_while_saving_leaves_nothing(tmp_path, monkeypatch):
     def full(*_): raise OSError("no space left on device")
-    monkeypatch.setattr("fgir.features.save_file", full)
+    monkeypatch.setattr("fgir.features._create", full)
     with pytest.raises(OSError, match="no space"): make().save(tmp_path/"f.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -364,3 +366,88 @@ def test_retrieval_pictures_are_whole_or_not_there(fish, tmp_path, monkeypatch):
     assert sorted(p.name for p in folder.iterdir()) == before and list(tmp_path.iterdir()) == [folder]
     save_retrieval_pictures(f, 0, tmp_path, k=3, force=True)
     assert len(list(folder.iterdir())) == 4
+
+
+def photographs(folder, n=24):
+    "A table of `n` small images of three shapes."
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        (folder/"ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        shape = ((40, 30), (30, 52), (33, 33))[i % 3]
+        Image.fromarray(rng.integers(0, 255, (*shape, 3), np.uint8)).save(folder/"ab"[i % 2]/f"{i:02}.png")
+    return read_folder(folder)
+
+
+def test_killed_while_describing(tmp_path):
+    "A process that is killed leaves a part, which the same call completes to what one run would have written."
+    table, out = photographs(tmp_path/"images"), tmp_path/"f.safetensors"
+    script = textwrap.dedent("""
+        import os, sys
+        from fgir.data import read_folder
+        from fgir.features import extract
+        calls = []
+        def mean(x):
+            calls.append(len(x))
+            if len(calls) > int(sys.argv[3]): os.kill(os.getpid(), 9)
+            return x.mean((2, 3))
+        extract(mean, read_folder(sys.argv[1]), 16, bs=5, num_workers=0, out=sys.argv[2], progress=False)
+        print(sum(calls))
+    """)
+    run = partial(subprocess.run, env=os.environ, capture_output=True, text=True)
+    assert run([sys.executable, "-c", script, tmp_path/"images", out, "2"]).returncode == -9
+    assert sorted(f.name for f in tmp_path.glob("f.*")) == ["f.safetensors.done", "f.safetensors.part"]
+    second = run([sys.executable, "-c", script, tmp_path/"images", out, "99"])
+    assert second.stdout.strip() == str(len(table) - 10), second.stderr
+    assert [f.name for f in tmp_path.glob("f.*")] == ["f.safetensors"]
+    whole = extract(lambda x: x.mean((2, 3)), table, 16, bs=5, num_workers=0, progress=False)
+    np.testing.assert_array_equal(Features.load(out)["embedding"], whole["embedding"])
+
+
+def test_a_part_of_something_else(tmp_path):
+    "A part goes on only with the same images, transform and weights; what differs is named."
+    table, out = photographs(tmp_path/"images"), tmp_path/"f.safetensors"
+    class Flat(nn.Linear):
+        def forward(self, x): return super().forward(x.mean((2, 3)))
+    class Stops(Flat):
+        left = 2
+        def forward(self, x):
+            self.left -= 1
+            if self.left < 0: raise KeyboardInterrupt
+            return super().forward(x)
+    torch.manual_seed(0)
+    net, how = Stops(3, 2), dict(bs=5, num_workers=0, progress=False, out=out)
+    with pytest.raises(KeyboardInterrupt): extract(net, table, 16, **how)
+    with pytest.raises(ValueError, match="f.safetensors.part: begun with another size"): extract(net, table, 20, **how)
+    with pytest.raises(ValueError, match="another table"): extract(net, table[:-1], 16, **how)
+    with pytest.raises(ValueError, match="another weights"): extract(Stops(3, 2), table, 16, **how)
+    copy = tmp_path/"copy.safetensors"
+    for end in (".part", ".done"): shutil.copy(f"{out}{end}", f"{copy}{end}")
+    assert len(extract(lambda x: x.mean((2, 3)), table, 16, **how | dict(out=copy, force=True))) == len(table)
+    net.left = 99
+    assert len(extract(net, table, 16, **how)) == len(table)
+    with pytest.raises(FileExistsError): extract(net, table, 16, **how)
+    with pytest.raises(ValueError, match="give the table"): extract(net, table_dl(table, 16), out=tmp_path/"g")
+
+
+def test_readable_by_any_safetensors_reader(tmp_path):
+    "What `save` and `extract` write is what the format's own library reads."
+    table = photographs(tmp_path/"images")
+    f = extract(lambda x: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))}, table, 16, bs=5, num_workers=0, dtype="float16",
+                out=tmp_path/"f.safetensors", progress=False)
+    for path in (tmp_path/"f.safetensors", f.save(tmp_path/"g.safetensors")):
+        read = load_file(path)
+        for name in f.names: np.testing.assert_array_equal(read[name], f[name])
+        assert read["mean"].dtype == np.float16 and "table.label" in read
+
+
+@pytest.mark.parametrize("bs, hold", [(1, 8), (4, 8), (4, 1), (7, 2), (100, 8)])
+def test_sizes_do_not_matter_to_results(tmp_path, bs, hold):
+    "Each image is described once, at its own shape, whoever shares its batch; no batch is too large."
+    table, seen = photographs(tmp_path/"images"), []
+    def mean(x):
+        seen.append(len(x))
+        return torch.cat([x.mean((2, 3)), x.new_tensor([x.shape[2:]]).expand(len(x), -1)], 1)
+    found = extract(mean, table, 32, tfms="cfga_pretrained", bs=bs, num_workers=0, progress=False)["embedding"]
+    one = extract(mean, table, 32, tfms="cfga_pretrained", bs=1, num_workers=0, progress=False)["embedding"]
+    np.testing.assert_allclose(found, one, atol=1e-6)
+    assert max(seen) <= bs and {tuple(s) for s in found[:, 3:].tolist()} == {(40, 30), (30, 52), (32, 32)}
