@@ -11,8 +11,9 @@ __all__ = ['BACKBONES', 'BVLC_GOOGLENET', 'BN_INCEPTION', 'POOLS', 'OPERATIONS',
            'save_model', 'build_model', 'read_record', 'read_tensors', 'load_model', 'count_parameters',
            'count_operations']
 
-# %% ../nbs/01_backbones.ipynb #438c4ae6
+# %% ../nbs/01_backbones.ipynb #9024a9d9
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from copy import copy, deepcopy
@@ -184,7 +185,7 @@ def features(self: BNInception, x: Tensor) -> Tensor:
 @patch
 def forward(self: BNInception, x: Tensor) -> Tensor: return self.last_linear(self.features(x).mean((-2, -1)))
 
-# %% ../nbs/01_backbones.ipynb #90d74c89
+# %% ../nbs/01_backbones.ipynb #bea83a8c
 def _in_a_row(net: nn.Module, x: Tensor) -> Tensor:
     for layer in net.children(): x = layer(x)
     return x
@@ -193,9 +194,12 @@ def _run_googlenet(net: nn.Module, x: Tensor) -> Tensor: return _in_a_row(net, n
 
 def _run_features(net: nn.Module, x: Tensor) -> Tensor: return net.features(x)
 
+def _run_densenet(net: nn.Module, x: Tensor) -> Tensor: return F.relu(net.features(x))
+
 def _run_timm(net: nn.Module, x: Tensor) -> Tensor: return tokens_to_map(net, net.forward_features(x), x.shape[-2:])
 
-_FORWARD = {'in_a_row': _in_a_row, 'googlenet': _run_googlenet, 'features': _run_features, 'timm': _run_timm}
+_FORWARD = {'in_a_row': _in_a_row, 'googlenet': _run_googlenet, 'features': _run_features, 'densenet': _run_densenet,
+            'timm': _run_timm}
 
 # %% ../nbs/01_backbones.ipynb #a9dc89b5
 @cache
@@ -277,22 +281,44 @@ def _unknown_name(name: str) -> str:
     return (f"unknown backbone {name!r}{': did you mean ' + ' or '.join(close) + '?' if close else ''} "
             f"Known are {', '.join(BACKBONES)} and the names of timm.list_models()")
 
-# %% ../nbs/01_backbones.ipynb #355cc292
+# %% ../nbs/01_backbones.ipynb #2cb78123
 _TORCHVISION_CLASSES = {'ResNet': 'resnet50', 'GoogLeNet': 'googlenet', 'SqueezeNet': 'squeezenet1_1'}
 
+def _last_conv(net: nn.Module) -> nn.Conv2d: return [m for m in net.modules() if isinstance(m, nn.Conv2d)][-1]
+
+def _without_head(classifier: nn.Module) -> dict[str, nn.Module]:
+    "The modules of a timm classifier, with nothing in place of its head."
+    out = classifier.get_classifier()
+    ends = {id(m) for m in (out if isinstance(out, tuple) else [out]) if isinstance(m, nn.Module)}
+    def is_head(name, m): return f'{name}.' in _HEADS and any(id(part) in ends for part in m.modules())
+    return {k: nn.Identity() if is_head(k, m) else m for k, m in classifier._modules.items()}
+
+def _as_features_backbone(net: nn.Module, name: str) -> nn.Module:
+    "Keep the `features` of a copy of a torchvision network; a trial of 128 pixels on a copy tells what they give."
+    net._modules = {'features': net.features}
+    weight = next(net.parameters())
+    with torch.no_grad(): maps = deepcopy(net.features).eval()(weight.new_zeros(1, 3, 128, 128))
+    net.n_features, net.stride = maps.shape[1], 2**round(math.log2(128/maps.shape[2]))
+    net.mean, net.std = IMAGENET_MEAN, IMAGENET_STD
+    return _as_backbone(net, 'densenet' if name == 'DenseNet' else 'features', name)
+
 def as_backbone(
-    classifier: nn.Module, # a ResNet, GoogLeNet or SqueezeNet of torchvision, any network of timm, or a backbone already
+    classifier: nn.Module, # ResNet, GoogLeNet or one with `features` of torchvision, any of timm, or a backbone already
 ) -> nn.Module: # as from `create_backbone`
     "The feature network of a classifier, which shares all layers with it; ValueError for an unknown architecture."
     kind, net = type(classifier).__name__, copy(classifier)
     if hasattr(classifier, 'n_features') and hasattr(classifier, 'stride'): return classifier
     if hasattr(classifier, 'forward_features') and hasattr(classifier, 'pretrained_cfg'):
+        net._modules = _without_head(classifier)
         return _as_timm_backbone(net, classifier.pretrained_cfg.get('architecture', kind))
-    if kind not in _TORCHVISION_CLASSES or not type(classifier).__module__.startswith('torchvision.'):
+    ours = type(classifier).__module__.startswith('torchvision.')
+    if ours and kind not in _TORCHVISION_CLASSES and {'features', 'classifier'} <= classifier._modules.keys():
+        return _as_features_backbone(net, kind)
+    if not ours or kind not in _TORCHVISION_CLASSES:
         raise ValueError(f'{kind}: no feature map known; give a network of create_backbone, torchvision or timm')
     info = BACKBONES[_TORCHVISION_CLASSES[kind]]
     net._modules = {k: m for k, m in classifier._modules.items() if k not in (*info['head'], 'aux1', 'aux2')}
-    net.n_features = classifier.fc.in_features if kind == 'ResNet' else info['n_features']
+    net.n_features = _last_conv(net.layer4[-1]).out_channels if kind == 'ResNet' else info['n_features']
     net.mean, net.std, net.stride = info['mean'], info['std'], info['stride']
     return _as_backbone(net, info['run'], kind)
 

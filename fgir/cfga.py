@@ -9,11 +9,12 @@ __all__ = ['NORMS', 'LOSSES', 'PIECE', 'FAMILIES', 'POOLED', 'SEED_MODELS', 'SEE
            'pool_masked', 'Call', 'Capture', 'filter_change', 'aggregate', 'describe_call', 'default_layers',
            'Describe', 'CFGA', 'seed_descriptor', 'load_seed_model', 'seed_file', 'write_seed_json']
 
-# %% ../nbs/06_cfga.ipynb #99ede5d7
+# %% ../nbs/06_cfga.ipynb #8eedab81
 import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -106,7 +107,7 @@ def _call(n, y, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     if weight.ndim == 2: return Call(n, x, y)
     return Call(n, x, y, tuple(weight.shape[2:]), (stride, padding, dilation, groups))
 
-# %% ../nbs/06_cfga.ipynb #c8883614
+# %% ../nbs/06_cfga.ipynb #a797f926
 class Capture(TorchFunctionMode):
     "While active, keep the calls of some layers in `calls`, by name, and record gradients from the first of them on."
     def __init__(
@@ -116,6 +117,14 @@ class Capture(TorchFunctionMode):
     ):
         super().__init__()
         self.n, self.calls, self.names = n, {}, {id(layer.weight): name for name, layer in layers.items()}
+
+    def __enter__(self):
+        self.recording = torch.is_grad_enabled()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.set_grad_enabled(self.recording)
+        return super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         y, kwargs = func(*args, **kwargs or {}), kwargs or {}
@@ -130,12 +139,13 @@ class Capture(TorchFunctionMode):
         self.calls[name] = call
         return call.y.clone()
 
-# %% ../nbs/06_cfga.ipynb #c992b2f1
+# %% ../nbs/06_cfga.ipynb #c8810ac4
 def _forward(net: nn.Module, x: Tensor, layers: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Call]]:
     "The map of a feature network, recorded from the first of the layers on, and their calls; within `torch.no_grad()`."
     with Capture(layers, len(x)) as capture: maps = net(x)
     missing = [name for name in layers if name not in capture.calls]
-    if missing: raise ValueError(f'layer {missing[0]!r} took no part: its weights are used in no convolution or product')
+    if missing: raise ValueError(f'layer {missing[0]!r} took no part: its weights are transformed before use, or it did not run')
+    if layers: torch.set_grad_enabled(True)
     return maps, capture.calls
 
 def _output_gradients(loss: Tensor, calls: Mapping[str, Call]) -> dict[str, Tensor]:
@@ -209,7 +219,7 @@ def describe_call(call: Call, delta: Tensor, select: bool = True, direction: str
                  for i in range(0, len(delta), n)]
     return torch.cat(parts).view(call.n, -1)
 
-# %% ../nbs/06_cfga.ipynb #a11f7702
+# %% ../nbs/06_cfga.ipynb #532fd29f
 FAMILIES = {
     'resnet, resnext': (r'layer4\.(\d+)\.conv\d', r'conv2$'),
     'resnetv2': (r'stages\.3\.blocks\.(\d+)\.conv\d', r'conv2$'),
@@ -218,9 +228,19 @@ FAMILIES = {
     'squeezenet': (r'features\.(\d+)\.(squeeze|expand\dx\d)', r'squeeze$'),
     'convnext': (r'stages\.3\.blocks\.(\d+)\.mlp\.fc[12]', r'fc1$'),
     'swin': (r'layers\.3\.blocks\.(\d+)\.(attn\.(qkv|proj)|mlp\.fc[12])', r'fc1$'),
-    'vit, deit': (r'blocks\.(\d+)\.(attn\.(qkv|proj)|mlp\.fc[12])', r'fc1$')}
+    'vit, deit': (r'blocks\.(\d+)\.(attn\.(qkv|proj)|mlp\.fc[12])', r'fc1$'),
+    'efficientnet, mobilenet': (r'blocks\.(\d+\.\d+)\.conv_pwl?', r'conv_pw$')}
 
-# %% ../nbs/06_cfga.ipynb #bbae7b26
+# %% ../nbs/06_cfga.ipynb #9aa63f7c
+_NO_PLACES = re.compile(r'(conv_head|head\w*|pre_logits|classifier|fc|last_linear|aux\w*)(\.|$)|.*\.(se\.|block\.\d\.fc\d)')
+
+def _last_dense(layers: Mapping[str, nn.Module]) -> list[str]:
+    "The last two layers that are not grouped, convolutions wider than 1×1 if they are in the last third."
+    dense = [name for name, m in layers.items() if getattr(m, 'groups', 1) == 1 and not _NO_PLACES.match(name)]
+    late = dense[-max(2, len(dense)//3):]
+    wide = [name for name in late if max(getattr(layers[name], 'kernel_size', (1,))) > 1]
+    return (wide if len(wide) > 1 else dense)[-2:]
+
 def default_layers(
     net: nn.Module,  # a feature network
 ) -> tuple[list[str], list[str]]:  # names of the layers of `FAMILIES`, and of those that make CFGA+
@@ -228,15 +248,24 @@ def default_layers(
     layers = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     for pattern, plus in FAMILIES.values():
         block = {name: found[1] for name in layers if (found := re.fullmatch(pattern, name))}
-        last = sorted(set(block.values()), key=lambda b: (len(b), b))[-2:]
+        last = list(dict.fromkeys(block.values()))[-2:]
         chosen = [name for name, b in block.items() if b in last]
-        if chosen: return chosen, [name for name in chosen if re.search(plus, name)]
-    wide = [name for name, m in layers.items() if isinstance(m, nn.Conv2d) and m.groups == 1 and max(m.kernel_size) > 1]
-    chosen = (wide if len(wide) > 1 else list(layers))[-2:]
+        pair = [name for name in chosen if re.search(plus, name)]
+        if chosen: return chosen, pair or _last_dense({name: layers[name] for name in chosen})
+    chosen = _last_dense(layers)
     return chosen, chosen
 
-# %% ../nbs/06_cfga.ipynb #a2a40763
+# %% ../nbs/06_cfga.ipynb #f8c14d2d
 POOLED = {f'{name}_{norm}': (name, norm) for name, norm in product(('scda', 'pool'), NORMS)}
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    "A model with the same layers, without what `torch.compile` put around it or its backbone."
+    model = getattr(model, '_orig_mod', model)
+    inner = getattr(getattr(model, 'backbone', None), '_orig_mod', None)
+    if inner is None: return model
+    model = copy(model)
+    model._modules = {**model._modules, 'backbone': inner}
+    return model
 
 class Describe(nn.Module):
     "Descriptor of everything at once: normalized batch (B,3,H,W) to the arrays in `what`; ValueError for unknown layers."
@@ -252,9 +281,11 @@ class Describe(nn.Module):
         loss: str = 'pooled',  # one of `LOSSES`
     ):
         super().__init__()
+        model = _uncompiled(model)
         self.model = model if hasattr(model, 'backbone') else as_backbone(model)
         self.config = dict(backbone=getattr(self.backbone, 'config', None), select=select, lcc=lcc, direction=direction,
                            joint_norm=joint_norm, loss=loss)
+        if self.model is not self.backbone: self.config['model'] = getattr(self.model, 'config', None)
         self._choose(what, plus)
         if loss not in LOSSES: raise ValueError(f'loss {loss!r}: not one of {", ".join(LOSSES)}')
         if direction not in ('in', 'out'): raise ValueError(f"direction {direction!r}: neither 'in' nor 'out'")
@@ -263,7 +294,7 @@ class Describe(nn.Module):
     @property
     def backbone(self) -> nn.Module: return getattr(self.model, 'backbone', self.model)
 
-# %% ../nbs/06_cfga.ipynb #8e81192d
+# %% ../nbs/06_cfga.ipynb #441f6222
 @patch
 def _choose(self: Describe, what: Sequence[str], plus: Sequence[str] | Mapping[str, Sequence[str]] | None):
     "Expand `what`, and find the layers that it takes."
@@ -276,6 +307,8 @@ def _choose(self: Describe, what: Sequence[str], plus: Sequence[str] | Mapping[s
     if unknown := taken - self.layers.keys():
         raise ValueError(f'no layer {min(unknown)!r} in {self.backbone.name}; its default ones are {", ".join(default)}')
     if not self.what: raise ValueError('what: name at least one array')
+    empty = [w for w in self.what if w in self.plus and not self.plus[w]]
+    if empty: raise ValueError(f'{empty[0]!r} is made of no layers: name some with plus, or leave it out of what')
     self.config |= dict(what=self.what, plus=self.plus)
 
 @patch
@@ -331,7 +364,7 @@ def _run(self: Describe, x: Tensor) -> tuple[Tensor, dict[str, Call], dict[str, 
     if not isinstance(embedding, Tensor): raise ValueError(f'{type(self.model).__name__} gives no single embedding')
     return passed[0], calls, {'embedding': embedding.detach().float()}
 
-# %% ../nbs/06_cfga.ipynb #289a690c
+# %% ../nbs/06_cfga.ipynb #a263b698
 class CFGA(Describe):
     "Convolution filter gradient aggregation (seed 001): batch (B,3,H,W) to `{layer: (B,C_in)}`, unit rows, and 'cfga+'."
     def __init__(
@@ -342,6 +375,7 @@ class CFGA(Describe):
         plus: Sequence[str] | Mapping[str, Sequence[str]] | None = None,  # layers of 'cfga+', () for none
         loss: str = 'pooled',  # one of `LOSSES`
     ):
+        model = _uncompiled(model)
         backbone = getattr(model, 'backbone', None) or as_backbone(model)
         pair = default_layers(backbone)[1] if plus is None else plus
         sets = dict(pair) if isinstance(pair, Mapping) else {'cfga+': list(pair)} if len(pair) else {}

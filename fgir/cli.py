@@ -115,7 +115,7 @@ Device = option(str | None, 'cpu, cuda, cuda:1, …', metavar='NAME', default='t
 Seed = option(int, 'Of everything random.', metavar='N', min=0)
 Force = switch('--force', 'Overwrite results that are there.')
 
-# %% ../nbs/10_cli.ipynb #b0192850
+# %% ../nbs/10_cli.ipynb #8e670af6
 Model = option(Path | None, 'Model: a file (.safetensors) of `fgir train` or `save_model`, or a checkpoint (.pth) '
                'of seeds 000, 001 or Proxy-Anchor.', metavar='FILE',
                default='none')
@@ -131,7 +131,7 @@ Descriptor = option(str | None, 'What to describe by: cfga (all that seed 001 sa
 Size = option(int | None, 'Side of the network input, pixels.', min=1, metavar='PIXELS',
               default="the model's, or the transform's")
 Transform = option(str | None, 'Transform by name: cgd, proxy_anchor, cfga_dml, squash, …', metavar='NAME',
-                   default="the model's, or cgd: squash")
+                   default="the model's; that of seed 001 with --descriptor; else cgd: squash")
 Batch = option(int, 'Images a batch.', min=1, metavar='N')
 Ranks = option(str, 'The K of Recall@K, with commas.', metavar='K,K')
 
@@ -285,7 +285,7 @@ def load_network(
     net, kind = load_seed_model(model)
     return net, kind, dict(tfms=SEED_MODELS[kind]['tfms'])
 
-# %% ../nbs/10_cli.ipynb #ea2f6ba0
+# %% ../nbs/10_cli.ipynb #0b8989ea
 def load_descriptor(
     model: Path | None = None, backbone: str | None = None, weights: str | None = None,  # see `load_network`
     pool: str | None = None,  # poolings of a backbone's map with commas; default S
@@ -300,8 +300,9 @@ def load_descriptor(
     device, (net, kind, record) = pick_device(device), load_network(model, backbone, weights)
     if arrays:
         net = seed_descriptor(net, kind, None if arrays == 'cfga' else arrays.split(','))
-        if arrays == 'cfga' and not record: record = dict(tfms=SEED_MODELS[kind]['tfms'])
-    elif backbone or not hasattr(net, 'backbone'): net = Pooled(net, (pool or 'S').split(','))
+        record = record or dict(tfms=SEED_MODELS[kind]['tfms'])
+    elif backbone: net = Pooled(net, (pool or 'S').split(','))
+    elif not hasattr(net, 'backbone'): net = seed_descriptor(net, kind, ['pool_norm_joint'])
     return net.to(device).eval(), record
 
 # %% ../nbs/10_cli.ipynb #d74de78a
@@ -550,7 +551,7 @@ SeedJSON = option(Path | None, 'Also write the arrays as the JSON files of seed 
                   default='none')
 Rows = option(str, 'Rows to describe: test (also query and gallery), train, valid, … or all.', metavar='NAME')
 
-# %% ../nbs/10_cli.ipynb #5f5021bd
+# %% ../nbs/10_cli.ipynb #cc999bd6
 @app.command()
 def extract(
     root: Root, out: Output, model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
@@ -562,13 +563,16 @@ def extract(
     check_descriptor_options(model, backbone, weights, pool, descriptor)
     refuse_existing([out], force)
     if seed_json and not descriptor: raise ValueError('--seed-json: give --descriptor too')
+    if seed_json and rows != 'test': raise ValueError('--seed-json: the files of seed 001 hold test images only')
     from fgir.cfga import seed_file, write_seed_json
     from fgir.features import extract as extract_features
 
     table = pick_rows(read_data(root, data, skip_bad, crop or record_of(model).get('crop', False), split=split,
                                 level=level), rows)
     describe, record = load_descriptor(model, backbone, weights, pool, device, descriptor)
-    refuse_existing([seed_json/seed_file(name) for name in describe.what] if seed_json else [], force)
+    files = [seed_json/seed_file(name) for name in describe.what] if seed_json else []
+    if len(set(files)) < len(files): raise ValueError('--seed-json: embedding and pool_norm_joint have one file name')
+    refuse_existing(files, force)
     how = settings(record, tfms=tfms, size=size, crop=crop)
     note = f'{model or backbone}' + (f', weights {weights}' if weights else '')
     features = extract_features(describe, table, bs=batch_size, num_workers=workers, note=note, out=out, force=force,

@@ -7,8 +7,9 @@ Docs: https://fgir.github.io/fgir/explain.html.md"""
 # %% auto #0
 __all__ = ['as_input', 'as_picture', 'evidence_of', 'evidence', 'explain_match']
 
-# %% ../nbs/06a_explain.ipynb #7967d435
-from collections.abc import Sequence
+# %% ../nbs/06a_explain.ipynb #121f48a5
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,7 +20,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cfga import LOSSES, Call, Describe, _forward, _matrices, _output_gradients, activation_mask, aggregate
+from fgir.cfga import (
+    LOSSES,
+    Call,
+    Describe,
+    _forward,
+    _matrices,
+    _output_gradients,
+    activation_mask,
+    aggregate,
+    describe_call,
+)
 from .data import load_image
 from .features import _device, _normalization, evaluating
 from .loaders import get_transforms
@@ -42,7 +53,7 @@ def as_picture(x: Tensor, model: nn.Module) -> np.ndarray:  # (H,W,3) in 0..1
     mean, std = (torch.tensor(v)[:, None, None] for v in _normalization(model).values())
     return (x[0].cpu()*std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
-# %% ../nbs/06a_explain.ipynb #97db8743
+# %% ../nbs/06a_explain.ipynb #1c428e56
 def _weighted(delta: Tensor, taps: Sequence[Tensor], weight: Tensor) -> Tensor:
     "A of one image (or its groups) with a weight for each position, in a form that can be differentiated."
     gradients = torch.stack([torch.bmm(delta*weight, x) for x in taps])
@@ -56,67 +67,103 @@ def evidence_of(
     **options,  # select and direction, as in `aggregate`
 ) -> tuple[Tensor, Tensor]:  # the descriptor (D,), not of unit length, and a map whose sum is its product with `against`
     "Split the product of a CFGA vector with another among the positions of its layer."
-    delta, taps = _matrices(call, delta)
+    delta, taps = _matrices(replace(call, x=call.x.float()), delta.float())
     weight = torch.ones(delta.shape[2], device=delta.device, requires_grad=True)
     with torch.enable_grad():
         vector = aggregate(_weighted(delta, taps, weight), **options).flatten()
         return vector.detach(), torch.autograd.grad(vector @ against, weight)[0]
 
-# %% ../nbs/06a_explain.ipynb #86f06539
+# %% ../nbs/06a_explain.ipynb #7a4b6ded
 def _calls_of(descriptor: Describe, layers: Sequence[str], x: Tensor) -> tuple[dict, torch.Size]:
     "Call and δ of each layer for an image (1,3,H,W), and the size of the map."
     config = descriptor.config
     with evaluating(descriptor), torch.no_grad():
         maps, calls = _forward(descriptor.backbone, x, {n: descriptor.backbone.get_submodule(n) for n in layers})
-        active = F.relu(maps)
+        active = F.relu(maps.float())
         deltas = _output_gradients(LOSSES[config['loss']](active, activation_mask(active.detach(), config['lcc'])), calls)
     return {n: (calls[n], deltas[n]) for n in layers}, maps.shape[2:]
 
-def _on_grid(heat: Tensor, call: Call, size: torch.Size) -> Tensor:
+def _parts(descriptor: Describe, calls: Mapping[str, tuple[Call, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    "For each layer its part of a vector of unit length, and what it was divided by to become that."
+    how = {k: descriptor.config[k] for k in ('select', 'direction')}
+    with torch.no_grad(): raw = [describe_call(*call, **how)[0] for call in calls.values()]
+    norms = torch.stack([v.norm() for v in raw])
+    by = norms.norm().expand_as(norms) if descriptor.config['joint_norm'] else norms*len(norms)**.5
+    by = by.clamp(min=1e-12)
+    return {n: (v/d, d) for n, v, d in zip(calls, raw, by, strict=True)}
+
+# %% ../nbs/06a_explain.ipynb #047a8a4a
+def _grid(call: Call, size: torch.Size, extra: int) -> torch.Size:
+    "Height and width of a layer's positions; `extra` tokens before them have no place."
+    shape = call.y.shape
+    if call.moves is not None: return shape[2:]
+    if len(shape) == 4 and len(call.y) == call.n: return shape[1:3]
+    if len(shape) == 3 and len(call.y) == call.n and shape[1] == size.numel() + extra: return size
+    raise ValueError(f'evidence: places unknown in a layer of {tuple(shape[:-1])} tokens, for a map of {tuple(size)}')
+
+def _on_grid(heat: Tensor, call: Call, size: torch.Size, extra: int = 0) -> Tensor:
     "A map of a layer's positions on the grid of the last map; the sum stays."
-    if call.moves is None and len(call.y) > 1: raise ValueError('evidence: the layer works in windows, whose places are unknown')
-    if call.moves is None: return heat[-size.numel():].view(size)
-    heat = heat.view(1, 1, *call.y.shape[2:])
-    return F.interpolate(heat, size, mode='area')[0, 0]*(heat[0, 0].numel()/size.numel())
+    h, w = _grid(call, size, extra)
+    row, column = (((2*torch.arange(n, device=heat.device) + 1)*to)//(2*n) for n, to in zip((h, w), size, strict=True))
+    cells = (row[:, None]*size[1] + column).flatten()
+    total = torch.zeros(size.numel(), device=heat.device, dtype=heat.dtype).index_add(0, cells, heat[-len(cells):])
+    return (total + heat[:-len(cells)].sum()/size.numel()).view(size)
 
-# %% ../nbs/06a_explain.ipynb #af8e2f18
-def _cfga_evidence(descriptor: Describe, layers: Sequence[str], x: Tensor, y: Tensor) -> Tensor:
-    "Map of `x` that adds up to its similarity to `y` by CFGA of the layers, the mean of their cosines."
-    options = {k: descriptor.config[k] for k in ('select', 'direction', 'lcc', 'loss')}
-    theirs = Describe(descriptor.model, layers, **options)(y)
-    ours, size = _calls_of(descriptor, layers, x)
-    total = torch.zeros(size, device=x.device)
-    for n, (call, delta) in ours.items():
-        vector, heat = evidence_of(call, delta, theirs[n][0], select=options['select'], direction=options['direction'])
-        total += _on_grid(heat/vector.norm().clamp(min=1e-12), call, size)/len(layers)
-    return total
+# %% ../nbs/06a_explain.ipynb #b0d1a4a7
+def _cfga_evidence(descriptor: Describe, layers: Sequence[str], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, float]:
+    "Maps of both that add up to the similarity by CFGA of the layers, and that."
+    how = {k: descriptor.config[k] for k in ('select', 'direction')}
+    extra = getattr(descriptor.backbone, 'num_prefix_tokens', 0)
+    seen = [_calls_of(descriptor, layers, x) for x in (a, b)]
+    parts = [_parts(descriptor, calls) for calls, _ in seen]
+    def heat(i: int) -> Tensor:
+        calls, size = seen[i]
+        split = {n: evidence_of(*call, parts[1 - i][n][0], **how)[1]/parts[i][n][1] for n, call in calls.items()}
+        return sum(_on_grid(share, calls[n][0], size, extra) for n, share in split.items())
+    return heat(0), heat(1), float(sum(parts[0][n][0] @ parts[1][n][0] for n in layers))
 
-def _embedding_evidence(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    "Map of `x`: the gradient of the similarity of its embedding to that of `y`, times the map, over the channels."
+# %% ../nbs/06a_explain.ipynb #dee51d54
+def _embedding_heat(model: nn.Module, x: Tensor, theirs: Tensor) -> Tensor:
+    "Map of `x`: the gradient of the similarity of its embedding to `theirs`, times the map, over the channels."
     passed = []
-    with evaluating(model), torch.enable_grad():
-        with torch.no_grad(): theirs = F.normalize(model(y))
-        with model.backbone.register_forward_hook(lambda module, given, maps: passed.append(maps)):
-            similarity = (F.normalize(model(x))*theirs).sum()
+    def begin(module, given, maps):
+        passed.append(maps.detach().requires_grad_())
+        torch.set_grad_enabled(True)
+        return passed[0].clone()
+    with torch.no_grad():
+        with model.backbone.register_forward_hook(begin): similarity = F.cosine_similarity(model(x), theirs).sum()
         grad, = torch.autograd.grad(similarity, passed[0])
     return (grad*passed[0])[0].sum(0).detach()
 
-# %% ../nbs/06a_explain.ipynb #78356c70
+def _embedding_evidence(model: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, float]:
+    "Maps of both, and the similarity of their embeddings."
+    if not hasattr(model, 'backbone'): raise ValueError(f'{type(model).__name__} is no model with backbone and embedding')
+    with evaluating(model):
+        with torch.no_grad(): u, v = model(a), model(b)
+        return _embedding_heat(model, a, v), _embedding_heat(model, b, u), float(F.cosine_similarity(u, v))
+
+# %% ../nbs/06a_explain.ipynb #2c6a6dba
 def evidence(
     descriptor: nn.Module,  # `CFGA` or `Describe`, or a model with backbone and embedding, such as `RetrievalNet`
     a: Tensor, b: Tensor,  # inputs (1,3,H,W), each of its own size
-    name: str | None = None,  # a layer or a set of layers such as 'cfga+'; default the last array of the descriptor
+    name: str | None = None,  # a layer, a set such as 'cfga+', or 'embedding'; default the first set, else the first layer
 ) -> tuple[Tensor, Tensor, float]:  # maps (h,w) of both, and the cosine
     "What each position of two images adds to their similarity; ValueError for an array that has no positions."
-    if not isinstance(descriptor, Describe):
-        with evaluating(descriptor), torch.no_grad(): similarity = F.cosine_similarity(descriptor(a), descriptor(b))
-        return _embedding_evidence(descriptor, a, b), _embedding_evidence(descriptor, b, a), float(similarity)
-    name = name or descriptor.what[-1]
-    layers = descriptor.plus.get(name, [name])
-    if unknown := [n for n in layers if n not in dict(descriptor.backbone.named_modules())]:
-        raise ValueError(f'{unknown[0]!r} is no layer: evidence is found for layers, sets of layers and embeddings')
-    of_a, of_b = _cfga_evidence(descriptor, layers, a, b), _cfga_evidence(descriptor, layers, b, a)
-    return of_a, of_b, float(of_a.sum())
+    with torch.inference_mode(False):
+        a, b = (x.clone() if x.is_inference() else x for x in (a, b))
+        if not isinstance(descriptor, Describe): return _embedding_evidence(descriptor, a, b)
+        name = name or _array_of(descriptor)
+        if name == 'embedding': return _embedding_evidence(descriptor.model, a, b)
+        layers = descriptor.plus.get(name, [name])
+        if unknown := [n for n in layers if n not in dict(descriptor.backbone.named_modules())]:
+            raise ValueError(f'{unknown[0]!r} is no layer: evidence is found for layers, sets of layers and embeddings')
+        return _cfga_evidence(descriptor, layers, a, b)
+
+def _array_of(descriptor: Describe) -> str:
+    "The array to explain if none is named: the first set of layers, else the first layer, else the embedding."
+    what = descriptor.what
+    known = [[n for n in what if n in kind] for kind in (descriptor.plus, descriptor.layers, ('embedding',))]
+    return next((names[0] for names in known if names), what[0])
 
 # %% ../nbs/06a_explain.ipynb #d66127ac
 def _overlay(ax: plt.Axes, picture: np.ndarray, heat: Tensor, limit: float, title: str):

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from scipy.ndimage import label
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models import resnet18, resnet50, resnext50_32x4d, squeezenet1_1
+from torchvision.models import (
+    convnext_tiny,
+    densenet121,
+    efficientnet_b0,
+    mobilenet_v3_small,
+    resnet18,
+    resnet50,
+    resnext50_32x4d,
+    squeezenet1_1,
+)
 
 from fgir.backbones import RetrievalNet, create_backbone, read_weights
 from fgir.cfga import (
@@ -18,8 +27,10 @@ from fgir.cfga import (
     LOSSES,
     POOLED,
     SEED_MODELS,
+    Capture,
     Describe,
     activation_mask,
+    default_layers,
     filter_change,
     largest_component,
     load_seed_model,
@@ -121,13 +132,14 @@ def test_golden_but_for_ties(described, name):
 
 
 def test_in_company():
-    """An image is described alike alone, in a batch, and in another order."""
+    """An image is described alike alone, in a batch, and in another order; 1×1 layers up to ties with a mean."""
     net, x = golden_net(), torch.cat([golden_image(160, 192, i) for i in range(5)])
     describe = Describe(net, ['layers', 'cfga+', *POOLED])
     together, backwards = describe(x), describe(x.flip(0))
     for i in range(len(x)):
         for name, alone in describe(x[i:i + 1]).items():
-            torch.testing.assert_close(together[name][i], alone[0], atol=2e-4 if 'conv' in name else 2e-6, rtol=0)
+            exact = 'conv1' not in name and 'conv3' not in name
+            if exact: torch.testing.assert_close(together[name][i], alone[0], atol=1e-5, rtol=0)
             assert F.cosine_similarity(together[name][i], alone[0], 0) > 1 - 1e-6
             assert F.cosine_similarity(together[name][i], backwards[name][len(x) - 1 - i], 0) > 1 - 1e-6
 
@@ -239,7 +251,7 @@ def test_one_line_for_each_mistake():
     """Unknown names, layers that cannot describe, twice used and unused layers are named."""
     net = resnet18()
     for call, said in ((lambda: CFGA(net, ['layer9']), "no layer 'layer9'"), (lambda: CFGA(net, ['layer4']), 'Sequential'),
-                       (lambda: Describe(net, []), 'at least one'), (lambda: CFGA(net, loss='x'), "loss 'x'"),
+                       (lambda: Describe(net, []), 'at least one'), (lambda: Describe(net, plus=[]), 'no layers'), (lambda: CFGA(net, loss='x'), "loss 'x'"),
                        (lambda: CFGA(net, direction='up'), "'up'"),
                        (lambda: Describe(net, ['embedding'])(torch.rand(1, 3, 64, 64)), 'embedding'),
                        (lambda: CFGA(nn.Sequential(nn.Linear(2, 2))), 'no feature map')):
@@ -248,6 +260,67 @@ def test_one_line_for_each_mistake():
     net = nn.Sequential(twice, nn.ReLU(), twice)
     net.n_features, net.stride, net.name = 3, 1, 'twice'
     with pytest.raises(ValueError, match='more than once'): CFGA(net, ['0'])(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize('name', ['mobilenetv3_small_050', 'tf_efficientnetv2_b0', 'resnest14d', 'vgg11', 'mixer_s32_224',
+                                  'densenet121', 'mobilenetv2_050'])
+def test_default_layers_take_part(name):
+    """The layers chosen for a network of any family run on the way to its map, and are late and dense."""
+    net = create_backbone(name, pretrained=False)
+    layers, plus = default_layers(net)
+    assert plus and set(plus) <= set(layers)
+    assert all(getattr(net.get_submodule(n), 'groups', 1) == 1 for n in plus)
+    found = Describe(net, ['layers', 'cfga+'])(torch.randn(1, 3, 224, 224) if 'mixer' in name else torch.randn(1, 3, 96, 96))
+    assert all(v.isfinite().all() and v.any() for v in found.values())
+
+
+@pytest.mark.parametrize('build', [densenet121, mobilenet_v3_small, convnext_tiny, efficientnet_b0])
+def test_classifiers_of_torchvision(build):
+    """Networks made of features and a classifier are described as they are."""
+    net = build().eval()
+    cfga, x = CFGA(net), torch.randn(1, 3, 96, 96)
+    assert cfga(x)['cfga+'].any() and net(x).shape == (1, 1000)
+    assert not any('fc1' in n or 'classifier' in n for n in cfga.layers)
+
+
+def test_transformed_weights():
+    """A layer that computes its weights at each pass is named, with the reason."""
+    net = resnet18()
+    nn.utils.parametrizations.weight_norm(net.layer4[1].conv2)
+    with pytest.raises(ValueError, match=r"'layer4.1.conv2' took no part: its weights are transformed"):
+        CFGA(net)(torch.randn(1, 3, 64, 64))
+
+
+def test_compiled():
+    """A compiled network, or a model with a compiled backbone, is described by the original."""
+    net, x = RetrievalNet(create_backbone('resnet18', pretrained=False), dim=8).eval(), torch.randn(1, 3, 64, 64)
+    want = Describe(net, ['cfga+', 'embedding'])(x)
+    half = RetrievalNet(net.backbone, dim=8).eval()
+    half.head, compiled = net.head, torch.compile(net.backbone)
+    half.backbone = compiled
+    for model in (torch.compile(net), half):
+        for name, v in Describe(model, ['cfga+', 'embedding'])(x).items(): torch.testing.assert_close(v, want[name])
+    assert half.backbone is compiled
+    torch.testing.assert_close(CFGA(compiled)(x)['cfga+'], want['cfga+'])
+
+
+def test_capture_alone():
+    """Recording is on from the first layer to the end of the block, not longer."""
+    net = resnet18().eval()
+    with torch.no_grad():
+        with Capture({'conv': net.layer4[1].conv2}, 1) as capture:
+            assert not torch.is_grad_enabled()
+            net(torch.randn(1, 3, 64, 64))
+            assert torch.is_grad_enabled()
+        assert not torch.is_grad_enabled() and list(capture.calls) == ['conv']
+
+
+def test_record_of_the_model():
+    """Pooling and head of a model are in the record of what it describes."""
+    nets = [RetrievalNet(create_backbone('test_resnet', pretrained=False), pool, 8) for pool in 'SM']
+    one, other = (Describe(net, ['cfga+', 'embedding']).config for net in nets)
+    assert one != other and one['backbone'] == other['backbone'] and one['model'] == nets[0].config
+    assert 'model' not in Describe(nets[0].backbone).config
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31), st.floats(.2, .8))
@@ -265,7 +338,7 @@ def test_every_small_mask():
     """All 65,536 masks of 4 × 4."""
     masks = (np.arange(65536)[:, None] >> np.arange(16) & 1).astype(bool).reshape(-1, 4, 4)
     found = largest_component(torch.from_numpy(masks)).numpy()
-    for mask, one in zip(masks[::7], found[::7], strict=True):
+    for mask, one in zip(masks, found, strict=True):
         names, n = label(mask)
         np.testing.assert_array_equal(one, names == np.bincount(names.ravel())[1:].argmax() + 1 if n else True)
 

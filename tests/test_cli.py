@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torchvision.models import resnet18
+from torchvision.models import resnet18, resnet50
 
 from fgir import cli
 from fgir.data import BOX, shared_dir
@@ -115,6 +115,47 @@ def test_backbone(fish, tmp_path, capsys, monkeypatch):
     assert run(capsys, *search, '--array', 'S')[0] == 0
     refused(capsys, *words, says='--force')
     assert run(capsys, *words, '--force')[0] == 0
+
+
+def test_cfga(fish, tmp_path, capsys, monkeypatch):
+    """Seed 001's arrays, files and checkpoints, and a search by one of the arrays."""
+    monkeypatch.chdir(tmp_path)
+    root = fish.attrs['root']
+    torch.save(resnet18().state_dict(), 'random.pth')
+    net = ['--backbone', 'resnet18', '--weights', 'random.pth', '--device', 'cpu', '--descriptor']
+    out = fgir('extract', root, *net, 'cfga', '--out', 'all.st', '--seed-json', 'json', '--size', 64)
+    features = Features.load('all.st')
+    layers = [f'layer4.{b}.conv{c}' for b in (0, 1) for c in (1, 2)]
+    assert features.names == [*layers, 'cfga+', 'scda_norm_each', 'scda_norm_joint', 'pool_norm_each', 'pool_norm_joint']
+    assert features.record['tfms'] == 'cfga_pretrained' and features.record['config']['lcc'] and 'cfga+ (1024' in out
+    rows = json.loads((tmp_path/'json'/'layer4_conv2_weight.json').read_text())
+    np.testing.assert_array_equal(np.float32(rows['test']), features['cfga+'])
+    refused(capsys, 'extract', root, *net, 'cfga', '--out', 'b.st', '--seed-json', 'json', says='layer4_0_conv1_weight.json')
+    refused(capsys, 'extract', root, *net, 'layer9', '--out', 'b.st', says="no layer 'layer9'")
+    refused(capsys, 'extract', root, *net[:-1], '--out', 'b.st', '--seed-json', 'j', says='--seed-json: give --descriptor')
+    assert 'cfga+' in fgir('evaluate', 'all.st', '--ks', '1,2')
+
+    photo = f"{root}/{features.table['path'][3]}"
+    found = fgir('search', photo, '--features', 'all.st', *net, 'cfga', '--array', 'cfga+', '-k', 1, '--json')
+    assert json.loads(found)[0]['path'] == features.table['path'][3]
+
+
+def test_seed_checkpoint(fish, tmp_path, capsys, monkeypatch):
+    """A checkpoint of the metric-learning programs is recognized; one that lacks a weight is refused by its name."""
+    monkeypatch.chdir(tmp_path)
+    state = {k: v for k, v in resnet50().state_dict().items() if not k.startswith('fc.')}
+    state |= {'class_fc.weight': torch.randn(64, 2048), 'class_fc.bias': torch.randn(64)}
+    torch.save({'model': state}, 'checkpoint_2999_0.28.pth')
+    words = ['extract', fish.attrs['root'], '--model', 'checkpoint_2999_0.28.pth', '--rows', 'test', '--device', 'cpu']
+    fgir(*words, '--descriptor', 'cfga+,embedding', '--size', 48, '--out', 'a.st')
+    features = Features.load('a.st')
+    assert features.names == ['cfga+', 'embedding'] and features['embedding'].shape[1] == 64
+    assert features.record['tfms'] == 'cfga_dml' and not features.record['config']['lcc']
+    fgir(*words, '--size', 48, '--out', 'b.st')
+    np.testing.assert_allclose(Features.load('b.st')['embedding'], features['embedding'], atol=1e-5)
+    del state['layer4.0.bn1.bias']
+    torch.save({'model': state}, 'checkpoint_2999_0.28.pth')
+    refused(capsys, *words, '--out', 'c.st', says='layer4.0.bn1.bias missing')
 
 
 def test_demo_in_small(tmp_path, capsys, monkeypatch):

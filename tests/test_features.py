@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,12 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from fgir.data import read_folder
+from fgir import features
+from fgir.data import BadImage, read_folder
 from fgir.features import (
     ColorHistogram,
     Features,
+    by_size,
     evaluate_recall,
     evaluating,
     extract,
@@ -440,14 +443,78 @@ def test_readable_by_any_safetensors_reader(tmp_path):
         assert read["mean"].dtype == np.float16 and "table.label" in read
 
 
-@pytest.mark.parametrize("bs, hold", [(1, 8), (4, 8), (4, 1), (7, 2), (100, 8)])
-def test_sizes_do_not_matter_to_results(tmp_path, bs, hold):
+@pytest.mark.parametrize("bs", [1, 4, 7, 100])
+def test_sizes_do_not_matter_to_results(tmp_path, bs):
     "Each image is described once, at its own shape, whoever shares its batch; no batch is too large."
     table, seen = photographs(tmp_path/"images"), []
     def mean(x):
         seen.append(len(x))
         return torch.cat([x.mean((2, 3)), x.new_tensor([x.shape[2:]]).expand(len(x), -1)], 1)
-    found = extract(mean, table, 32, tfms="cfga_pretrained", bs=bs, num_workers=0, progress=False)["embedding"]
+    found = extract(mean, table, 32, tfms="cfga_pretrained", bs=bs, num_workers=0, progress=True)["embedding"]
+    batches = len(seen)
+    assert batches == 3*-(-8//bs) and max(seen) <= bs
     one = extract(mean, table, 32, tfms="cfga_pretrained", bs=1, num_workers=0, progress=False)["embedding"]
     np.testing.assert_allclose(found, one, atol=1e-6)
-    assert max(seen) <= bs and {tuple(s) for s in found[:, 3:].tolist()} == {(40, 30), (30, 52), (32, 32)}
+    assert {tuple(s) for s in found[:, 3:].tolist()} == {(40, 30), (30, 52), (32, 32)}
+
+
+def test_sizes_are_those_of_the_images(tmp_path):
+    "Headers, orientation tags, boxes and caches all tell the size that the transform gets; a broken file fails by name."
+    table = photographs(tmp_path/"images")
+    turned = Image.new("RGB", (60, 31))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path/"images"/"a"/"turned.jpg", exif=exif)
+    table = read_folder(tmp_path/"images").assign(x1=-3., y1=2., x2=25., y2=20.)
+    for crop in (False, True):
+        for cache in (None, tmp_path/f"cache-{crop}"):
+            data = table_dl(table, 32, 4, "cfga_pretrained", crop, num_workers=0, cache=cache, progress=False).dataset
+            batches = by_size(data, 4)
+            assert sorted(i for rows in batches for i in rows) == list(range(len(table)))
+            for rows in batches: assert len({data[i][0].shape for i in rows}) == 1
+    (tmp_path/"images"/table["path"][5]).write_bytes(b"no image")
+    with pytest.raises(BadImage, match=Path(table["path"][5]).name):
+        extract(lambda x: x.mean((2, 3)), table, 32, tfms="cfga_pretrained", bs=4, num_workers=0, progress=False)
+
+
+def test_stopped_at_the_last_moment(tmp_path, monkeypatch):
+    "A run that ends between its last mark and the renaming is finished by the same call, which describes nothing."
+    table, out, calls = photographs(tmp_path/"images"), tmp_path/"f.safetensors", []
+    def mean(x):
+        calls.append(1)
+        return x.mean((2, 3))
+    def stop(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(features._Store, "finish", stop)
+        with pytest.raises(KeyboardInterrupt): extract(mean, table, 16, num_workers=0, out=out, progress=False)
+    before = len(calls)
+    assert len(extract(mean, table, 16, num_workers=0, out=out, progress=False)) == len(table) and len(calls) == before
+
+
+def test_other_folder_other_precision(tmp_path):
+    "The same names in another folder, and another precision, do not go on with a part."
+    table, out = photographs(tmp_path/"images"), tmp_path/"f.safetensors"
+    shutil.copytree(tmp_path/"images", tmp_path/"others")
+    class Net(nn.Linear):
+        left = 1
+        def forward(self, x):
+            self.left -= 1
+            if self.left < 0: raise KeyboardInterrupt
+            return super().forward(x.mean((2, 3)))
+    net, how = Net(3, 2), dict(size=16, bs=5, num_workers=0, out=out, progress=False)
+    with pytest.raises(KeyboardInterrupt): extract(net, table, **how)
+    with pytest.raises(ValueError, match="another table"): extract(net, read_folder(tmp_path/"others"), **how)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="another autocast"):
+        extract(net, table, **how)
+
+
+def test_any_table_that_can_be_saved(tmp_path):
+    "Columns of text, categories and numbers go to a file as they come."
+    table = photographs(tmp_path/"images").assign(kind=pd.Categorical(["a", "b"]*12), note="x", weight=np.arange(24)/2)
+    table["note"] = table["note"].astype(object)
+    found = extract(lambda x: x.mean((2, 3)), table, 16, bs=5, num_workers=0, out=tmp_path/"f.safetensors", progress=False)
+    assert found.table["kind"].tolist() == ["a", "b"]*12 and found.table["weight"].tolist() == (np.arange(24)/2).tolist()
+
+
+def test_unknown_transform(tmp_path):
+    with pytest.raises(ValueError, match="tfms"): extract(lambda x: x, photographs(tmp_path/"images"), tfms="nope")
