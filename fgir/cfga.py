@@ -9,11 +9,11 @@ __all__ = ['NORMS', 'LOSSES', 'PIECE', 'FAMILIES', 'POOLED', 'SEED_MODELS', 'SEE
            'pool_masked', 'Call', 'Capture', 'filter_change', 'aggregate', 'describe_call', 'default_layers',
            'Describe', 'CFGA', 'seed_descriptor', 'load_seed_model', 'seed_file', 'write_seed_json']
 
-# %% ../nbs/06_cfga.ipynb #8eedab81
+# %% ../nbs/06_cfga.ipynb #6e9074df
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import product
@@ -107,9 +107,9 @@ def _call(n, y, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     if weight.ndim == 2: return Call(n, x, y)
     return Call(n, x, y, tuple(weight.shape[2:]), (stride, padding, dilation, groups))
 
-# %% ../nbs/06_cfga.ipynb #a797f926
+# %% ../nbs/06_cfga.ipynb #9f688c19
 class Capture(TorchFunctionMode):
-    "While active, keep the calls of some layers in `calls`, by name, and record gradients from the first of them on."
+    "Keep the calls of some layers in `calls`, by name; record gradients from the first of them to the end of the block."
     def __init__(
         self,
         layers: Mapping[str, nn.Module],  # convolutions and linear layers by name
@@ -139,12 +139,13 @@ class Capture(TorchFunctionMode):
         self.calls[name] = call
         return call.y.clone()
 
-# %% ../nbs/06_cfga.ipynb #c8810ac4
+# %% ../nbs/06_cfga.ipynb #892ddf14
 def _forward(net: nn.Module, x: Tensor, layers: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Call]]:
     "The map of a feature network, recorded from the first of the layers on, and their calls; within `torch.no_grad()`."
     with Capture(layers, len(x)) as capture: maps = net(x)
     missing = [name for name in layers if name not in capture.calls]
-    if missing: raise ValueError(f'layer {missing[0]!r} took no part: its weights are transformed before use, or it did not run')
+    if missing: raise ValueError(f'layer {missing[0]!r} took no part: '
+                                 'its weights are transformed before use, or it did not run')
     if layers: torch.set_grad_enabled(True)
     return maps, capture.calls
 
@@ -231,8 +232,9 @@ FAMILIES = {
     'vit, deit': (r'blocks\.(\d+)\.(attn\.(qkv|proj)|mlp\.fc[12])', r'fc1$'),
     'efficientnet, mobilenet': (r'blocks\.(\d+\.\d+)\.conv_pwl?', r'conv_pw$')}
 
-# %% ../nbs/06_cfga.ipynb #9aa63f7c
-_NO_PLACES = re.compile(r'(conv_head|head\w*|pre_logits|classifier|fc|last_linear|aux\w*)(\.|$)|.*\.(se\.|block\.\d\.fc\d)')
+# %% ../nbs/06_cfga.ipynb #f6b94689
+_NO_PLACES = re.compile(r'(conv_head|head\w*|pre_logits|classifier|fc|last_linear|aux\w*)(\.|$)'
+                        r'|.*\.(se\.|attn\.(fc|conv)|block\.\d\.fc\d)')
 
 def _last_dense(layers: Mapping[str, nn.Module]) -> list[str]:
     "The last two layers that are not grouped, convolutions wider than 1×1 if they are in the last third."

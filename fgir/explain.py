@@ -35,7 +35,7 @@ from .data import load_image
 from .features import _device, _normalization, evaluating
 from .loaders import get_transforms
 
-# %% ../nbs/06a_explain.ipynb #ecdd644a
+# %% ../nbs/06a_explain.ipynb #9dd80029
 def as_input(
     photo: str | Path | Image.Image | Tensor,  # a file, an image, or a normalized tensor (3,H,W), taken as it is
     model: nn.Module,  # whose normalization counts
@@ -48,6 +48,7 @@ def as_input(
     mean, std = (torch.tensor(v)[:, None, None] for v in _normalization(model).values())
     return ((get_transforms(tfms, size)[1](image)/255 - mean)/std)[None].to(_device(model))
 
+# %% ../nbs/06a_explain.ipynb #23228126
 def as_picture(x: Tensor, model: nn.Module) -> np.ndarray:  # (H,W,3) in 0..1
     "Undo the normalization of an input (1,3,H,W)."
     mean, std = (torch.tensor(v)[:, None, None] for v in _normalization(model).values())
@@ -73,7 +74,7 @@ def evidence_of(
         vector = aggregate(_weighted(delta, taps, weight), **options).flatten()
         return vector.detach(), torch.autograd.grad(vector @ against, weight)[0]
 
-# %% ../nbs/06a_explain.ipynb #7a4b6ded
+# %% ../nbs/06a_explain.ipynb #1973fe1f
 def _calls_of(descriptor: Describe, layers: Sequence[str], x: Tensor) -> tuple[dict, torch.Size]:
     "Call and δ of each layer for an image (1,3,H,W), and the size of the map."
     config = descriptor.config
@@ -83,6 +84,7 @@ def _calls_of(descriptor: Describe, layers: Sequence[str], x: Tensor) -> tuple[d
         deltas = _output_gradients(LOSSES[config['loss']](active, activation_mask(active.detach(), config['lcc'])), calls)
     return {n: (calls[n], deltas[n]) for n in layers}, maps.shape[2:]
 
+# %% ../nbs/06a_explain.ipynb #72432169
 def _parts(descriptor: Describe, calls: Mapping[str, tuple[Call, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
     "For each layer its part of a vector of unit length, and what it was divided by to become that."
     how = {k: descriptor.config[k] for k in ('select', 'direction')}
@@ -122,7 +124,7 @@ def _cfga_evidence(descriptor: Describe, layers: Sequence[str], a: Tensor, b: Te
         return sum(_on_grid(share, calls[n][0], size, extra) for n, share in split.items())
     return heat(0), heat(1), float(sum(parts[0][n][0] @ parts[1][n][0] for n in layers))
 
-# %% ../nbs/06a_explain.ipynb #dee51d54
+# %% ../nbs/06a_explain.ipynb #e756c73b
 def _embedding_heat(model: nn.Module, x: Tensor, theirs: Tensor) -> Tensor:
     "Map of `x`: the gradient of the similarity of its embedding to `theirs`, times the map, over the channels."
     passed = []
@@ -135,6 +137,7 @@ def _embedding_heat(model: nn.Module, x: Tensor, theirs: Tensor) -> Tensor:
         grad, = torch.autograd.grad(similarity, passed[0])
     return (grad*passed[0])[0].sum(0).detach()
 
+# %% ../nbs/06a_explain.ipynb #cf76f6e7
 def _embedding_evidence(model: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, float]:
     "Maps of both, and the similarity of their embeddings."
     if not hasattr(model, 'backbone'): raise ValueError(f'{type(model).__name__} is no model with backbone and embedding')
@@ -142,11 +145,18 @@ def _embedding_evidence(model: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor,
         with torch.no_grad(): u, v = model(a), model(b)
         return _embedding_heat(model, a, v), _embedding_heat(model, b, u), float(F.cosine_similarity(u, v))
 
-# %% ../nbs/06a_explain.ipynb #2c6a6dba
+# %% ../nbs/06a_explain.ipynb #7bcc445b
+def _array_of(descriptor: Describe) -> str:
+    "The array to explain if none is named: the first set of layers, else the first layer, else the embedding."
+    what = descriptor.what
+    known = [[n for n in what if n in kind] for kind in (descriptor.plus, descriptor.layers, ('embedding',))]
+    return next((names[0] for names in known if names), what[0])
+
+# %% ../nbs/06a_explain.ipynb #c037c358
 def evidence(
     descriptor: nn.Module,  # `CFGA` or `Describe`, or a model with backbone and embedding, such as `RetrievalNet`
     a: Tensor, b: Tensor,  # inputs (1,3,H,W), each of its own size
-    name: str | None = None,  # a layer, a set such as 'cfga+', or 'embedding'; default the first set, else the first layer
+    name: str | None = None,  # a layer, a set, or 'embedding'; default the first set, else the first layer
 ) -> tuple[Tensor, Tensor, float]:  # maps (h,w) of both, and the cosine
     "What each position of two images adds to their similarity; ValueError for an array that has no positions."
     with torch.inference_mode(False):
@@ -158,12 +168,6 @@ def evidence(
         if unknown := [n for n in layers if n not in dict(descriptor.backbone.named_modules())]:
             raise ValueError(f'{unknown[0]!r} is no layer: evidence is found for layers, sets of layers and embeddings')
         return _cfga_evidence(descriptor, layers, a, b)
-
-def _array_of(descriptor: Describe) -> str:
-    "The array to explain if none is named: the first set of layers, else the first layer, else the embedding."
-    what = descriptor.what
-    known = [[n for n in what if n in kind] for kind in (descriptor.plus, descriptor.layers, ('embedding',))]
-    return next((names[0] for names in known if names), what[0])
 
 # %% ../nbs/06a_explain.ipynb #d66127ac
 def _overlay(ax: plt.Axes, picture: np.ndarray, heat: Tensor, limit: float, title: str):

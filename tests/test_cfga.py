@@ -251,7 +251,8 @@ def test_one_line_for_each_mistake():
     """Unknown names, layers that cannot describe, twice used and unused layers are named."""
     net = resnet18()
     for call, said in ((lambda: CFGA(net, ['layer9']), "no layer 'layer9'"), (lambda: CFGA(net, ['layer4']), 'Sequential'),
-                       (lambda: Describe(net, []), 'at least one'), (lambda: Describe(net, plus=[]), 'no layers'), (lambda: CFGA(net, loss='x'), "loss 'x'"),
+                       (lambda: Describe(net, []), 'at least one'),
+                       (lambda: Describe(net, plus=[]), 'no layers'), (lambda: CFGA(net, loss='x'), "loss 'x'"),
                        (lambda: CFGA(net, direction='up'), "'up'"),
                        (lambda: Describe(net, ['embedding'])(torch.rand(1, 3, 64, 64)), 'embedding'),
                        (lambda: CFGA(nn.Sequential(nn.Linear(2, 2))), 'no feature map')):
@@ -262,15 +263,19 @@ def test_one_line_for_each_mistake():
     with pytest.raises(ValueError, match='more than once'): CFGA(net, ['0'])(torch.rand(1, 3, 8, 8))
 
 
-@pytest.mark.parametrize('name', ['mobilenetv3_small_050', 'tf_efficientnetv2_b0', 'resnest14d', 'vgg11', 'mixer_s32_224',
-                                  'densenet121', 'mobilenetv2_050'])
+@pytest.mark.parametrize('name', ['mobilenetv3_small_050', 'tf_efficientnetv2_b0', 'resnest14d', 'vgg11', 'densenet121',
+                                  'mixer_s32_224', 'mobilenetv2_050', 'test_byobnet'])
 def test_default_layers_take_part(name):
     """The layers chosen for a network of any family run on the way to its map, and are late and dense."""
     net = create_backbone(name, pretrained=False)
     layers, plus = default_layers(net)
     assert plus and set(plus) <= set(layers)
     assert all(getattr(net.get_submodule(n), 'groups', 1) == 1 for n in plus)
-    found = Describe(net, ['layers', 'cfga+'])(torch.randn(1, 3, 224, 224) if 'mixer' in name else torch.randn(1, 3, 96, 96))
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d): nn.init.ones_(m.weight)
+    side = 224 if 'mixer' in name else 96
+    assert not any(part in n for n in plus for part in ('.se.', '.attn.fc', 'head'))
+    found = Describe(net, ['layers', 'cfga+'])(torch.randn(1, 3, side, side))
     assert all(v.isfinite().all() and v.any() for v in found.values())
 
 

@@ -9,7 +9,6 @@ from fgir.backbones import RetrievalNet, create_backbone
 from fgir.cfga import CFGA, Call, Describe
 from fgir.explain import _grid, evidence
 
-
 def small_net(name: str) -> nn.Module:
     torch.manual_seed(0)
     return resnet18().eval() if name == 'resnet18' else create_backbone(name, pretrained=False).eval()
@@ -47,7 +46,8 @@ def test_places_unknown():
     """Tokens in windows, or fewer or more than the map has places, are refused in one line."""
     size = torch.Size((4, 4))
     for shape in ((1, 16, 8), (1, 18, 8), (1, 8, 17), (4, 4, 8), (4, 2, 2, 8)):
-        with pytest.raises(ValueError, match='places unknown'): _grid(Call(1, torch.zeros(1), torch.zeros(shape)), size, 1)
+        call = Call(1, torch.zeros(1), torch.zeros(shape))
+        with pytest.raises(ValueError, match='places unknown'): _grid(call, size, 1)
     assert _grid(Call(1, torch.zeros(1), torch.zeros(1, 17, 8)), size, 1) == size
 
 
@@ -72,7 +72,8 @@ def test_frozen_and_inference(around, frozen):
 def test_names():
     """The first set of layers is explained, else the first layer, else the embedding, or what is named."""
     torch.manual_seed(0)
-    net, (a, b) = RetrievalNet(create_backbone('resnet18', pretrained=False), dim=8).eval(), torch.randn(2, 1, 3, 64, 64)
+    net = RetrievalNet(create_backbone('resnet18', pretrained=False), dim=8).eval()
+    a, b = torch.randn(2, 1, 3, 64, 64)
     def number(what, name=None): return evidence(Describe(net, what), a, b, name)[2]
     assert number(['layers', 'cfga+', 'embedding', 'scda_norm_each']) == number(['cfga+'])
     assert number(['scda_norm_each', 'layer4.1.conv1', 'embedding']) == number(['layer4.1.conv1'])
