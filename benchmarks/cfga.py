@@ -97,7 +97,10 @@ def seconds(way, x: torch.Tensor, batch: int) -> float:
 
 
 def peak(args: argparse.Namespace, name: str | None, queue) -> None:
-    """Put the peak memory of this process (of the GPU's tensors with one) over a batch into a queue, MB; None: before it."""
+    """Put the peak memory of this process (of the GPU's tensors with one) over a batch into a queue, MB; None: before it.
+
+    A new process begins with the peak of the one that started it, so this comes before anything large.
+    """
     net, x = make(args, args.batch)
     if name: ways(net)[name](x)
     on_gpu = args.device.startswith('cuda')
@@ -124,11 +127,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--arch', default='resnet50', choices=['resnet50', 'resnet101', 'resnet152'])
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    for name, default in (('size', 256), ('images', 32), ('batch', 16), ('runs', 3), ('threads', 0)):
+    for name, default in (('size', 256), ('images', 32), ('batch', 4), ('runs', 3), ('threads', 0)):
         parser.add_argument(f'--{name}', type=int, default=default)
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--peak', action='store_true', help='measure memory too')
     args = parser.parse_args()
+    names = [None, 'forward, pooled', 'CFGA+', 'six layers, SCDA, pooled', 'published way'] if args.peak else []
+    memory = {name: measure_peak(args, name) for name in names}
     net, x = make(args, args.images)
     todo = ways(net)
     print(f'{args.arch}, {args.size} px, float32, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, '
@@ -139,10 +144,9 @@ def main() -> None:
     for _ in range(args.runs):
         for name, way in todo.items(): times[name].append(seconds(way, x, args.batch))
     base, slow = (statistics.median(times[n]) for n in ('forward, pooled', 'published way'))
-    memory = measure_peak(args, None) if args.peak else 0
     for name, found in times.items():
         mid = statistics.median(found)
-        extra = f'  {measure_peak(args, name) - memory:7.0f} MB above the idle process' if args.peak else ''
+        extra = f'  {memory[name] - memory[None]:6.0f} MB above an idle process' if args.peak else ''
         print(f'{name:26} {args.images/mid:8.2f} images/s  {base/mid:5.2f} of the forward pass  '
               f'{slow/mid:5.1f} times the published way{extra}')
 

@@ -166,7 +166,7 @@ class Statistics(Callback):
         frame.index = pd.RangeIndex(1, len(frame) + 1, name='epoch')
         with write_atomic(Path(self.path)/self.fname) as tmp: frame.rename(columns=rename).to_csv(tmp)
 
-# %% ../nbs/05_cgd.ipynb #589822d1
+# %% ../nbs/05_cgd.ipynb #93c4f149
 def save_cgd_results(
     learn: RetrievalLearner,  # trained by `fit_recipe`
     table: pd.DataFrame,      # its test (or query and gallery) rows are described
@@ -179,7 +179,7 @@ def save_cgd_results(
     test = table[table.split.isin(['test', 'query', 'gallery'])].reset_index(drop=True)
     about, dls = learn.about, learn.dls
     features = extract(learn.model, test, size=about['size'], tfms=about['tfms'], crop=about['crop'],
-                       bs=dls.valid.bs, num_workers=dls.train.fake_l.num_workers, progress=progress)
+                       num_workers=dls.train.fake_l.num_workers, progress=progress)
     features.save(Path(learn.path)/f'{learn.prefix}_data_base.safetensors', force=force)
     rows = torch.linspace(0, len(test) - 1, min(n_queries, len(test))).long().tolist()
     pictures = Path(learn.path)/f'{learn.prefix}_pictures'

@@ -115,7 +115,7 @@ Device = option(str | None, 'cpu, cuda, cuda:1, …', metavar='NAME', default='t
 Seed = option(int, 'Of everything random.', metavar='N', min=0)
 Force = switch('--force', 'Overwrite results that are there.')
 
-# %% ../nbs/10_cli.ipynb #8e670af6
+# %% ../nbs/10_cli.ipynb #d5140a46
 Model = option(Path | None, 'Model: a file (.safetensors) of `fgir train` or `save_model`, or a checkpoint (.pth) '
                'of seeds 000, 001 or Proxy-Anchor.', metavar='FILE',
                default='none')
@@ -132,7 +132,7 @@ Size = option(int | None, 'Side of the network input, pixels.', min=1, metavar='
               default="the model's, or the transform's")
 Transform = option(str | None, 'Transform by name: cgd, proxy_anchor, cfga_dml, squash, …', metavar='NAME',
                    default="the model's; that of seed 001 with --descriptor; else cgd: squash")
-Batch = option(int, 'Images a batch.', min=1, metavar='N')
+Batch = option(int | None, 'Images a batch.', min=1, metavar='N', default='64 on a GPU, about 2^18 pixels on a CPU')
 Ranks = option(str, 'The K of Recall@K, with commas.', metavar='K,K')
 
 # %% ../nbs/10_cli.ipynb #9ecc1275
@@ -551,12 +551,12 @@ SeedJSON = option(Path | None, 'Also write the arrays as the JSON files of seed 
                   default='none')
 Rows = option(str, 'Rows to describe: test (also query and gallery), train, valid, … or all.', metavar='NAME')
 
-# %% ../nbs/10_cli.ipynb #cc999bd6
+# %% ../nbs/10_cli.ipynb #363d16c8
 @app.command()
 def extract(
     root: Root, out: Output, model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
     descriptor: Descriptor = None, data: Data = 'auto', split: Split = None, level: Level = None, rows: Rows = 'test',
-    crop: Crop = False, size: Size = None, tfms: Transform = None, batch_size: Batch = 64, workers: Workers = None,
+    crop: Crop = False, size: Size = None, tfms: Transform = None, batch_size: Batch = None, workers: Workers = None,
     device: Device = None, seed_json: SeedJSON = None, skip_bad: SkipBad = False, force: Force = False,
 ):
     "Describe images by a trained model or by a backbone. A run that was interrupted goes on where it stopped."
