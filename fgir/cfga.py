@@ -404,7 +404,7 @@ def seed_descriptor(
     "The descriptor that seed 001 uses for a kind of model."
     return Describe(model, what or SEED_MODELS[kind]['what'], lcc=SEED_MODELS[kind]['lcc'])
 
-# %% ../nbs/06_cfga.ipynb #92e411ed
+# %% ../nbs/06_cfga.ipynb #c8a739a4
 _SEED_HEADS = {'class_fc_2.weight': 'dgpcrl', 'class_fc.weight': 'margin', 'embedding.weight': 'proxy_anchor'}
 _RESNET_BLOCKS = {6: 'resnet50', 23: 'resnet101', 36: 'resnet152'}
 
@@ -412,7 +412,7 @@ def load_seed_model(
     path: str | Path,  # checkpoint of seeds 000 or 001, or of the official Proxy-Anchor code; safely loaded
 ) -> tuple[nn.Module, str]:  # a `RetrievalNet`, or for DGPCRL its backbone, in evaluation mode, and a key of `SEED_MODELS`
     "Load a model that the seed's authors trained; ValueError names the weights that do not fit."
-    state = {k.removeprefix('model.'): v for k, v in read_weights(path).items()}
+    state = {k.removeprefix('module.').removeprefix('model.'): v for k, v in read_weights(path).items()}
     kind = next((kind for key, kind in _SEED_HEADS.items() if key in state), None)
     n_blocks = len({k.split('.')[1] for k in state if k.startswith('layer3.')})
     if kind is None or n_blocks not in _RESNET_BLOCKS:
