@@ -281,7 +281,9 @@ def _unknown_name(name: str) -> str:
     return (f"unknown backbone {name!r}{': did you mean ' + ' or '.join(close) + '?' if close else ''} "
             f"Known are {', '.join(BACKBONES)} and the names of timm.list_models()")
 
-# %% ../nbs/01_backbones.ipynb #2cb78123
+# %% ../nbs/01_backbones.ipynb #09d6c4b0
+_HEADS = ('fc.', 'classifier.', 'last_linear.', 'head.', 'head_dist.', 'fc_norm.', 'aux1.', 'aux2.')
+
 _TORCHVISION_CLASSES = {'ResNet': 'resnet50', 'GoogLeNet': 'googlenet', 'SqueezeNet': 'squeezenet1_1'}
 
 def _last_conv(net: nn.Module) -> nn.Conv2d: return [m for m in net.modules() if isinstance(m, nn.Conv2d)][-1]
@@ -354,9 +356,7 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
 def _is_address(source: str | Path) -> bool: return str(source).startswith(('http://', 'https://'))
 def _first_line(e: Exception) -> str: return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
 
-# %% ../nbs/01_backbones.ipynb #831cb1fc
-_HEADS = ('fc.', 'classifier.', 'last_linear.', 'head.', 'head_dist.', 'fc_norm.', 'aux1.', 'aux2.')
-
+# %% ../nbs/01_backbones.ipynb #de452368
 def load_weights(net: nn.Module, state: dict[str, Tensor], source: str):
     "Copy `state` into the feature network `net`; ValueError that names the keys of `source` which do not fit."
     for prefix in ('module.', 'backbone.'):
