@@ -322,7 +322,7 @@ def _check_layers(self: Describe):
         if self.config['select'] and isinstance(layer, nn.Conv2d) and layer.in_channels == layer.groups:
             raise ValueError(f'layer {name!r} is depthwise: nothing can be selected by rows of one; take select=False')
 
-# %% ../nbs/06_cfga.ipynb #84a9a4f7
+# %% ../nbs/06_cfga.ipynb #181a6f65
 @patch
 def forward(self: Describe, x: Tensor) -> dict[str, Tensor]:
     with evaluating(self), torch.inference_mode(False), torch.no_grad():
@@ -331,15 +331,21 @@ def forward(self: Describe, x: Tensor) -> dict[str, Tensor]:
 @patch
 def _describe(self: Describe, x: Tensor) -> dict[str, Tensor]:
     maps, calls, found = self._run(x)
-    active = F.relu(maps.float())
-    mask = activation_mask(active.detach(), self.config['lcc'])
+    active, mask, deltas = self._ask(maps, calls)
     if calls:
-        deltas = _output_gradients(LOSSES[self.config['loss']](active, mask), calls)
         with torch.no_grad(): found |= self._layer_vectors(calls, deltas)
-    pooled = {'scda': (active.detach(), mask), 'pool': (maps.detach().float(), torch.ones_like(mask))}
+    pooled = {'scda': (active, mask), 'pool': (maps.detach().float(), torch.ones_like(mask))}
     for name, (kind, norm) in POOLED.items():
         if name in self.what: found[name] = NORMS[norm](*pool_masked(*pooled[kind]))
     return {name: found[name] for name in self.what}
+
+@patch
+def _ask(self: Describe, maps: Tensor, calls: Mapping[str, Call]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    "What is active in the map, the mask of that, and δ of each call."
+    active = F.relu(maps.float())
+    mask = activation_mask(active.detach(), self.config['lcc'])
+    deltas = _output_gradients(LOSSES[self.config['loss']](active, mask), calls) if calls else {}
+    return active.detach(), mask, deltas
 
 @patch
 def _layer_vectors(self: Describe, calls: Mapping[str, Call], deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -384,9 +390,8 @@ class CFGA(Describe):
         layers = list(dict.fromkeys(n for names in sets.values() for n in names)) if layers is None else list(layers)
         super().__init__(model, [*layers, *sets], select, lcc, direction, joint_norm, sets, loss)
 
-# %% ../nbs/06_cfga.ipynb #53693078
-_BOTH = ('norm_each', 'norm_joint')
-_SCDA, _POOL = tuple(f'scda_{n}' for n in _BOTH), tuple(f'pool_{n}' for n in _BOTH)
+# %% ../nbs/06_cfga.ipynb #33b762d5
+_SCDA, _POOL = ([name for name, (of, _) in POOLED.items() if of == kind] for kind in ('scda', 'pool'))
 
 SEED_MODELS = {
     'pretrained': dict(tfms='cfga_pretrained', lcc=True, what=('layers', 'cfga+', *_SCDA, *_POOL)),
@@ -404,7 +409,7 @@ def seed_descriptor(
     "The descriptor that seed 001 uses for a kind of model."
     return Describe(model, what or SEED_MODELS[kind]['what'], lcc=SEED_MODELS[kind]['lcc'])
 
-# %% ../nbs/06_cfga.ipynb #c8a739a4
+# %% ../nbs/06_cfga.ipynb #a4fca2a3
 _SEED_HEADS = {'class_fc_2.weight': 'dgpcrl', 'class_fc.weight': 'margin', 'embedding.weight': 'proxy_anchor'}
 _RESNET_BLOCKS = {6: 'resnet50', 23: 'resnet101', 36: 'resnet152'}
 
@@ -420,8 +425,7 @@ def load_seed_model(
                          f'with 6, 23 or 36 blocks in layer3 (found {n_blocks})')
     head, about = SEED_MODELS[kind].get('head'), SEED_MODELS[kind]
     backbone = create_backbone(_RESNET_BLOCKS[n_blocks], pretrained=False)
-    heads = (*_SEED_HEADS, 'class_fc', 'embedding', 'fc.')
-    load_weights(backbone, {k: v for k, v in state.items() if not k.startswith(heads)}, str(path))
+    load_weights(backbone, {k: v for k, v in state.items() if not k.startswith(('class_fc', 'embedding.'))}, str(path))
     if head is None: return backbone.eval(), kind
     model = RetrievalNet(backbone, about['pool'], len(state[f'{head}weight']))
     _load_linear(model.head.linear, {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}, path)

@@ -7,7 +7,7 @@ Docs: https://fgir.github.io/fgir/explain.html.md"""
 # %% auto #0
 __all__ = ['as_input', 'as_picture', 'evidence_of', 'evidence', 'explain_match']
 
-# %% ../nbs/06a_explain.ipynb #121f48a5
+# %% ../nbs/06a_explain.ipynb #df172038
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,17 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgir.cfga import (
-    LOSSES,
-    Call,
-    Describe,
-    _forward,
-    _matrices,
-    _output_gradients,
-    activation_mask,
-    aggregate,
-    describe_call,
-)
+from .cfga import Call, Describe, _forward, _matrices, aggregate, describe_call
 from .data import load_image
 from .features import _device, _normalization, evaluating
 from .loaders import get_transforms
@@ -74,14 +64,12 @@ def evidence_of(
         vector = aggregate(_weighted(delta, taps, weight), **options).flatten()
         return vector.detach(), torch.autograd.grad(vector @ against, weight)[0]
 
-# %% ../nbs/06a_explain.ipynb #1973fe1f
+# %% ../nbs/06a_explain.ipynb #59cfad8f
 def _calls_of(descriptor: Describe, layers: Sequence[str], x: Tensor) -> tuple[dict, torch.Size]:
     "Call and δ of each layer for an image (1,3,H,W), and the size of the map."
-    config = descriptor.config
     with evaluating(descriptor), torch.no_grad():
         maps, calls = _forward(descriptor.backbone, x, {n: descriptor.backbone.get_submodule(n) for n in layers})
-        active = F.relu(maps.float())
-        deltas = _output_gradients(LOSSES[config['loss']](active, activation_mask(active.detach(), config['lcc'])), calls)
+        _, _, deltas = descriptor._ask(maps, calls)
     return {n: (calls[n], deltas[n]) for n in layers}, maps.shape[2:]
 
 # %% ../nbs/06a_explain.ipynb #72432169

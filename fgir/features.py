@@ -344,13 +344,14 @@ def finish(self: _Store) -> Features:
     self.marks.unlink()
     return Features.load(self.out)
 
-# %% ../nbs/03a_features.ipynb #828e175f
+# %% ../nbs/03a_features.ipynb #774eb5d7
 def _fingerprint(descriptor: Callable) -> str | None:
     "A short name for the weights of a module, the same for the same numbers."
     if not isinstance(descriptor, nn.Module): return None
     digest = hashlib.blake2b(digest_size=8)
     for name, t in descriptor.state_dict().items():
-        digest.update(name.encode() + t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode())
+        digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 def _record(descriptor: Callable, table: pd.DataFrame, **made: object) -> dict:
