@@ -23,6 +23,7 @@ from fgir.loaders import (
     RetrievalDL,
     TableImages,
     get_transforms,
+    group_rows,
     pk_rows,
     resize_cache,
     retrieval_dls,
@@ -171,7 +172,7 @@ def test_plain_shuffle_shows_each_row_once():
 
 def test_new_carries_the_order():
     order = dict(seed=5, epoch=3, per_class=2, rank=1, world_size=2)
-    dl = RetrievalDL(Numbers(targets_of([8, 8])), bs=4, shuffle=True, **order)
+    dl = RetrievalDL(Numbers(targets_of([8, 8])), bs=2, shuffle=True, **order)
     again = dl.new()
     assert {name: getattr(again, name) for name in order} == order
     assert again.get_idxs() == dl.get_idxs()
@@ -184,17 +185,20 @@ def test_shares_are_disjoint_whole_batches(sizes, p, k, world_size, by_class):
     data, bs = Numbers(targets_of(sizes)), p * k
     if len(data) // bs < world_size or sum(min(n, k) for n in sizes) < bs:
         return
-    alone = RetrievalDL(data, bs=bs, shuffle=True, per_class=k if by_class else None)
-    batches = np.reshape(alone.get_idxs()[: len(alone) * bs], (-1, bs)).tolist()
-    shares = [alone.new(rank=r, world_size=world_size) for r in range(world_size)]
-    assert len({len(s) for s in shares}) == 1
-    for r, dl in enumerate(shares):
-        assert rows_of(dl) == batches[r :: world_size][: len(dl)]
+    together = bs * world_size
+    if by_class and sum(min(n, k) for n in sizes) < together:
+        return
+    alone = RetrievalDL(data, bs=together, shuffle=True, per_class=k if by_class else None)
+    steps = rows_of(alone)
+    shares = [alone.new(bs=bs, epoch=0, rank=r, world_size=world_size) for r in range(world_size)]
+    assert {len(s) for s in shares} == {len(steps)}
+    for i, step in enumerate(zip(*map(rows_of, shares), strict=True)):
+        assert sum(step, []) == steps[i] == shares[0].step_rows(0, i)
 
 
 def test_too_few_batches_for_the_processes():
     dl = RetrievalDL(Numbers(targets_of([9])), bs=4, shuffle=True, rank=0, world_size=3)
-    with pytest.raises(ValueError, match='2 batches are not enough for 3 processes'):
+    with pytest.raises(ValueError, match='9 images do not fill batches of 4 for 3 processes'):
         rows_of(dl)
 
 
@@ -202,9 +206,9 @@ def one_process(rank, folder):
     torch.set_num_threads(1)
     distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
     data = Numbers(targets_of([9, 8, 10, 11, 7]))
-    dl = RetrievalDL(data, bs=6, shuffle=True, per_class=2, seed=1)
+    dl = RetrievalDL(data, bs=4, shuffle=True, per_class=2, seed=1)
     epochs = [rows_of(dl), rows_of(dl.new(num_workers=rank))]
-    said = {'epochs': epochs, 'len': len(dl), 'valid': rows_of(RetrievalDL(data, bs=6))}
+    said = {'epochs': epochs, 'len': len(dl), 'valid': rows_of(RetrievalDL(data, bs=4))}
     everyone = [None, None]
     distributed.all_gather_object(everyone, said)
     assert everyone[rank] == said
@@ -217,13 +221,13 @@ def one_process(rank, folder):
 def test_two_processes(tmp_path):
     torch.multiprocessing.start_processes(one_process, (tmp_path,), nprocs=2, start_method='fork')
     said = json.loads((tmp_path / 'said.json').read_text())
-    alone = RetrievalDL(Numbers(targets_of([9, 8, 10, 11, 7])), bs=6, shuffle=True, per_class=2, seed=1)
+    alone = RetrievalDL(Numbers(targets_of([9, 8, 10, 11, 7])), bs=8, shuffle=True, per_class=2, seed=1)
     for epoch in range(2):
-        batches = rows_of(alone)[:6]
-        assert [said[0]['len'], said[1]['len'], len(alone)] == [3, 3, 7]
-        assert said[0]['epochs'][epoch] == batches[0::2]
-        assert said[1]['epochs'][epoch] == batches[1::2]
-    assert said[0]['valid'] == said[1]['valid'] == rows_of(alone.new(shuffle=False, drop_last=False))
+        steps = rows_of(alone)
+        assert said[0]['len'] == said[1]['len'] == len(alone) == 5
+        assert said[0]['epochs'][epoch] == [step[:4] for step in steps]
+        assert said[1]['epochs'][epoch] == [step[4:] for step in steps]
+    assert said[0]['valid'] == said[1]['valid'] == rows_of(alone.new(bs=4, shuffle=False, drop_last=False))
 
 
 # what is drawn inside of an item
@@ -243,8 +247,28 @@ def test_shares_have_the_pixels_of_one_process(fish):
     alone = retrieval_dls(fish, 24, bs=4, per_class=2, num_workers=0).train
     batches = [x for x, _ in alone]
     for rank in (0, 1):
-        share = [x for x, _ in alone.new(epoch=0, rank=rank, world_size=2, num_workers=2)]
-        assert all(torch.equal(a, b) for a, b in zip(share, batches[rank::2], strict=True))
+        share = [x for x, _ in alone.new(bs=2, epoch=0, rank=rank, world_size=2, num_workers=2)]
+        assert all(torch.equal(a, b[2*rank:2*rank + 2]) for a, b in zip(share, batches, strict=True))
+
+
+@given(SIZES, st.integers(1, 3), st.integers(1, 4), st.integers(0, 99))
+@settings(deadline=None)
+def test_groups_are_whole_and_come_once_before_they_are_made_anew(sizes, p, k, seed):
+    targets = targets_of(sizes)
+    if len(sizes) < p:
+        with pytest.raises(ValueError, match='do not fill a batch'):
+            group_rows(targets, p * k, k, 1, np.random.default_rng(seed))
+        return
+    groups = sum(max(1, n // k) for n in sizes)
+    rows = group_rows(targets, p * k, k, 3 * groups, np.random.default_rng(seed))
+    batches = np.asarray(targets)[rows].reshape(-1, p, k)
+    assert (batches == batches[:, :, :1]).all()
+    assert all(len(set(batch[:, 0])) == p for batch in batches)
+    if p == 1:
+        first = np.asarray(rows).reshape(-1, k)[:groups]
+        assert sorted(np.asarray(targets)[first[:, 0]]) == sorted(c for c, n in enumerate(sizes) for _ in range(max(1, n // k)))
+        full = [r for r in first.ravel() if sizes[targets[r]] >= k]
+        assert len(full) == len(set(full))
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
