@@ -12,11 +12,14 @@ _NAMES = {
     "loaders": "TRANSFORMS get_transforms retrieval_dls table_dl resize_cache",
     "backbones": "create_backbone as_backbone create_pool BACKBONES POOLS RetrievalNet Pooled save_model load_model "
                  "count_parameters count_operations",
-    "losses": "BatchHardTripletLoss LabelSmoothingCE",
+    "losses": "BatchHardTripletLoss MultiSimilarityLoss NormSoftmaxLoss ProxyNCALoss ProxyAnchorLoss PositiveProxyLoss "
+              "MovingProxyLoss CosFaceLoss ArcFaceLoss DGPCRLoss LabelSmoothingCE",
     "metrics": "recall_at_k neighbours",
     "features": "Features ColorHistogram extract evaluate_recall show_neighbours save_retrieval_pictures",
-    "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN step_schedule",
-    "cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS save_cgd_results load_seed_weights",
+    "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN WarmUp ClipValue StopAfter "
+               "Statistics",
+    "recipes": "recipes get_recipe learner_from_recipe read_recipe run_seeds describe_test save_results hold_out_images",
+    "cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS load_seed_weights",
     "cfga": "CFGA Describe default_layers activation_mask largest_component seed_descriptor load_seed_model "
             "write_seed_json SEED_MODELS",
     "explain": "explain_match evidence",

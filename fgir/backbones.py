@@ -7,8 +7,8 @@ Docs: https://fgir.github.io/fgir/backbones.html.md"""
 # %% auto #0
 __all__ = ['BACKBONES', 'BVLC_GOOGLENET', 'BN_INCEPTION', 'POOLS', 'OPERATIONS', 'ConvReLU', 'InceptionV1', 'ResponseNorm',
            'BVLCGoogLeNet', 'BNInception', 'tokens_to_map', 'as_backbone', 'read_weights', 'load_weights',
-           'create_backbone', 'SPoC', 'MAC', 'AvgMax', 'GeM', 'create_pool', 'create_head', 'RetrievalNet', 'Pooled',
-           'save_model', 'build_model', 'read_record', 'read_tensors', 'load_model', 'count_parameters',
+           'create_backbone', 'SPoC', 'MAC', 'AvgMax', 'Concat', 'GeM', 'create_pool', 'create_head', 'RetrievalNet',
+           'Pooled', 'save_model', 'build_model', 'read_record', 'read_tensors', 'load_model', 'count_parameters',
            'count_operations']
 
 # %% ../nbs/01_backbones.ipynb #9024a9d9
@@ -409,7 +409,7 @@ def create_backbone(
     if source is not None: load_weights(net, read_weights(source), str(source))
     return net
 
-# %% ../nbs/01_backbones.ipynb #e6aa6e62
+# %% ../nbs/01_backbones.ipynb #cd8c1b83
 class SPoC(nn.Module):
     "Mean over the map (B,C,h,w) → (B,C): sum-pooled convolutional features, letter S."
     def forward(self, x: Tensor) -> Tensor: return x.mean((-2, -1))
@@ -422,6 +422,11 @@ class AvgMax(nn.Module):
     "Mean plus maximum over the map, (B,C,h,w) → (B,C)."
     def forward(self, x: Tensor) -> Tensor: return x.mean((-2, -1)) + x.amax((-2, -1))
 
+class Concat(nn.Module):
+    "Mean and maximum over the map, side by side, (B,C,h,w) → (B,2C)."
+    parts = 2
+    def forward(self, x: Tensor) -> Tensor: return torch.cat([x.mean((-2, -1)), x.amax((-2, -1))], 1)
+
 # %% ../nbs/01_backbones.ipynb #8f59499c
 class GeM(nn.Module):
     "Signed cube root of the mean cube over the map, (B,C,h,w) → (B,C): generalized mean with p=3, letter G (seed 002)."
@@ -429,32 +434,37 @@ class GeM(nn.Module):
         s = x.pow(3).mean((-2, -1))
         return s.sign()*torch.where(s == 0, 1., s.abs()).pow(1/3)
 
-# %% ../nbs/01_backbones.ipynb #70ff2f25
-POOLS = {'S': SPoC, 'M': MAC, 'G': GeM, 'avg+max': AvgMax}
+# %% ../nbs/01_backbones.ipynb #43ed79e8
+POOLS = {'S': SPoC, 'M': MAC, 'G': GeM, 'avg+max': AvgMax, 'concat': Concat}
 
 def create_pool(name: str) -> nn.Module:
     "Create the pooling with a name of `POOLS`: a module that maps (B,C,h,w) to (B,C)."
     if name not in POOLS: raise ValueError(f'unknown pooling {name!r}; known are {", ".join(POOLS)}')
     return POOLS[name]()
 
-# %% ../nbs/01_backbones.ipynb #2bb5ee61
+# %% ../nbs/01_backbones.ipynb #b812135b
 def create_head(
     n_features: int, # length of the pooled vector
     dim: int | None = 512, # length of the embedding; None: no projection
     layer_norm: bool = False, # normalize the pooled vector over its channels, without parameters
     dropout: float = 0., # probability to drop a pooled value while training
     bias: bool = True, # bias of the projection
+    init: str | None = None, # 'kaiming': by fan-out, bias 0 (official Proxy-Anchor); default that of `nn.Linear`
 ) -> nn.Sequential: # maps (B,n_features) to (B,dim), not of unit length yet
     "Create the layers between pooling and unit length; `linear` is the name of the projection."
-    layers = {'norm': nn.LayerNorm(n_features, elementwise_affine=False) if layer_norm else None,
-              'dropout': nn.Dropout(dropout) if dropout else None,
-              'linear': nn.Linear(n_features, dim, bias=bias) if dim else None}
+    if init not in (None, 'kaiming'): raise ValueError(f"init: expected 'kaiming' or None, found {init!r}")
+    linear = nn.Linear(n_features, dim, bias=bias) if dim else None
+    if linear and init:
+        nn.init.kaiming_normal_(linear.weight, mode='fan_out')
+        if bias: nn.init.zeros_(linear.bias)
+    layers = {'dropout': nn.Dropout(dropout) if dropout else None,
+              'norm': nn.LayerNorm(n_features, elementwise_affine=False) if layer_norm else None, 'linear': linear}
     head = nn.Sequential()
     for name, layer in layers.items():
         if layer is not None: head.add_module(name, layer)
     return head
 
-# %% ../nbs/01_backbones.ipynb #9ff47ce5
+# %% ../nbs/01_backbones.ipynb #814bda3b
 class RetrievalNet(nn.Module):
     "Backbone → pooling → head → unit length: image batch (B,3,H,W), normalized, to embeddings (B,dim)."
     class_path = 'fgir.backbones.RetrievalNet'
@@ -467,10 +477,13 @@ class RetrievalNet(nn.Module):
         layer_norm: bool = False, # see `create_head`
         dropout: float = 0., # see `create_head`
         bias: bool = True, # see `create_head`
+        init: str | None = None, # see `create_head`
     ):
         super().__init__()
-        head = {'dim': dim, 'layer_norm': layer_norm, 'dropout': dropout, 'bias': bias}
-        self.backbone, self.pool, self.head = backbone, create_pool(pool), create_head(backbone.n_features, **head)
+        head = {'dim': dim, 'layer_norm': layer_norm, 'dropout': dropout, 'bias': bias, 'init': init}
+        self.backbone, self.pool = backbone, create_pool(pool)
+        n_pooled = backbone.n_features*getattr(self.pool, 'parts', 1)
+        self.dim, self.head = dim or n_pooled, create_head(n_pooled, **head)
         self.config = {'backbone': getattr(backbone, 'config', None), 'pool': pool, **head}
 
     def forward(self, x: Tensor) -> Tensor: return F.normalize(self.head(self.pool(self.backbone(x))), dim=-1)

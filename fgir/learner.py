@@ -6,31 +6,35 @@ Docs: https://fgir.github.io/fgir/learner.html.md"""
 
 # %% auto #0
 __all__ = ['adam', 'RetrievalEval', 'embedding_of', 'table_recall', 'RetrievalRecorder', 'TrainOnlyLoss', 'split_groups',
-           'SeedEpoch', 'FreezeBN', 'AnyDevicePrecision', 'KeepState', 'SaveBest', 'pack', 'unpack', 'RetrievalLearner',
-           'retrieval_learner', 'step_schedule']
+           'SeedEpoch', 'FreezeBN', 'WarmUp', 'ClipValue', 'StopAfter', 'join_processes', 'gather_rows', 'GlobalBatch',
+           'AnyDevicePrecision', 'KeepState', 'SaveBest', 'Statistics', 'pack', 'unpack', 'RetrievalLearner',
+           'retrieval_learner']
 
-# %% ../nbs/04_learner.ipynb #cba83424
+# %% ../nbs/04_learner.ipynb #87075961
 import json
+import os
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
+import fastai.callback.schedule  # noqa: F401  (fit_one_cycle, lr_find)
+import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelEpochException, TrainEvalCallback
+from fastai.callback.core import Callback, CancelEpochException, CancelTrainException, TrainEvalCallback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import SaveModelCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder, ValueMetric, mk_metric
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from .backbones import RetrievalNet, create_backbone, read_record, read_tensors, save_model
+from .backbones import RetrievalNet, create_backbone, read_tensors, save_model
+from .data import image_path, write_atomic
 from .features import extract, show_neighbours, sides
 from .metrics import neighbours, recall_at_k
 
@@ -72,7 +76,7 @@ def table_recall(
     if gallery is None: return recall_at_k(embeddings, labels, ks=ks)
     return recall_at_k(embeddings[query], labels[query], embeddings[gallery], labels[gallery], ks=ks)
 
-# %% ../nbs/04_learner.ipynb #c4a85f96
+# %% ../nbs/04_learner.ipynb #671e6112
 class RetrievalRecorder(Recorder):
     "A `Recorder` with the columns epoch, train_loss, the training metrics, R@K…, time."
     name = 'recorder'
@@ -95,6 +99,8 @@ class RetrievalRecorder(Recorder):
 
     @property
     def _valid_mets(self): return L() if self.cancel_valid else self.metrics
+
+    def after_cancel_train(self): pass
 
     def after_train(self): self.log += [float(m.value) for m in self._train_mets[1:]]
 
@@ -142,16 +148,87 @@ class SeedEpoch(Callback):
 
     def before_validate(self): self.learn.loss_func.eval()
 
-# %% ../nbs/04_learner.ipynb #6d084635
+# %% ../nbs/04_learner.ipynb #363c3bf3
 class FreezeBN(Callback):
-    "Keep the running statistics of every `BatchNorm2d`; its scale and shift still train (seeds 000 to 003)."
+    "Keep the running statistics of every `BatchNorm2d`, with `affine` its scale and shift as well (seeds 000 to 003)."
     order, run_valid = -5, False
+
+    def __init__(self, affine: bool = False): self.affine = affine
 
     def before_train(self):
         for m in self.model.modules():
-            if isinstance(m, nn.BatchNorm2d): m.eval()
+            if isinstance(m, nn.BatchNorm2d):
+                m.eval()
+                if self.affine: m.requires_grad_(False)
 
-# %% ../nbs/04_learner.ipynb #b295f841
+# %% ../nbs/04_learner.ipynb #1c5c738d
+class WarmUp(Callback):
+    "Train everything but the backbone for the first `epochs` epochs of a run (seeds 001, 003)."
+    order, run_valid = -6, False
+
+    def __init__(self, epochs: int): self.epochs = epochs
+
+    def before_train(self): self.model.backbone.requires_grad_(self.epoch >= self.epochs)
+
+    def after_fit(self): self.model.backbone.requires_grad_(True)
+
+# %% ../nbs/04_learner.ipynb #b6373631
+class ClipValue(Callback):
+    "Cut the gradient of every parameter, the loss's too, to [-`value`, `value`]."
+    order, run_valid = MixedPrecision.order + 1, False
+
+    def __init__(self, value: float): self.value = value
+
+    def before_step(self): nn.utils.clip_grad_value_(self.opt.all_params().itemgot(0), self.value)
+
+
+class StopAfter(Callback):
+    "End the training part of the epoch in which step number `steps` of the run is done."
+    order, run_valid = 60, False
+
+    def __init__(self, steps: int): self.steps = steps
+
+    def after_batch(self):
+        if self.epoch*self.n_iter + self.iter + 1 >= self.steps: raise CancelTrainException
+
+# %% ../nbs/04_learner.ipynb #69a48882
+def join_processes(
+    device: str | torch.device | None = None,  # what this process computes on; default its own GPU, if there is one
+):
+    "Join the processes that `torchrun` or `accelerate launch` started, if this is one of several."
+    if num_distrib() < 2 or distributed.is_initialized(): return
+    cuda = torch.cuda.is_available() if device is None else torch.device(device).type == 'cuda'
+    if cuda and device is None: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    distributed.init_process_group('nccl' if cuda else 'gloo')
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    "The rows of all processes, in order of rank; the gradient flows into this process's own."
+    parts = [torch.empty_like(x) for _ in range(num_distrib())]
+    distributed.all_gather(parts, x.detach().contiguous())
+    parts[rank_distrib()] = x
+    return torch.cat(parts)
+
+# %% ../nbs/04_learner.ipynb #5c5c7d78
+class GlobalBatch(Callback):
+    "Take the loss over the batches of all processes together, and add up their gradients of the network."
+    order, run_valid = MixedPrecision.order + 1, False
+
+    def before_fit(self):
+        join_processes(self.dls.device)
+        for x in [*self.model.state_dict().values(), *self.learn.loss_func.state_dict().values()]:
+            distributed.broadcast(x, 0)
+
+    def after_pred(self):
+        whole = [gather_rows(x) for x in (self.pred if isinstance(self.pred, tuple) else [self.pred])]
+        self.learn.pred = tuple(whole) if isinstance(self.pred, tuple) else whole[0]
+        self.learn.yb = tuple(gather_rows(y) for y in self.yb)
+
+    def after_backward(self):
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        for work in [distributed.all_reduce(g, async_op=True) for g in grads]: work.wait()
+
+# %% ../nbs/04_learner.ipynb #60cfc0cf
 class AnyDevicePrecision(MixedPrecision):
     "fastai's `MixedPrecision` on whatever device the data are on."
     name = 'mixed_precision'
@@ -160,19 +237,29 @@ class AnyDevicePrecision(MixedPrecision):
         device = torch.device(self.dls.device).type
         dtype = torch.bfloat16 if self.amp_mode == AMPMode.BF16 else torch.float16
         self.kwargs['enabled'] = dtype == torch.float16
-        self.autocast, self.scales = torch.autocast(device, dtype=dtype), L()
+        self.autocast, self.scales, self.inside = torch.autocast(device, dtype=dtype), L(), False
         self.learn.scaler = torch.amp.GradScaler(device, **self.kwargs)
 
-# %% ../nbs/04_learner.ipynb #5f240194
+    def before_batch(self):
+        super().before_batch()
+        self.inside = True
+
+    def after_loss(self): self.leave()
+
+    def leave(self):
+        if self.inside: self.autocast.__exit__(None, None, None)
+        self.inside = False
+
+# %% ../nbs/04_learner.ipynb #8be97e36
 class KeepState(Callback):
     "Write `models/{fname}` after each epoch, from which `load_state` and `fit(start_epoch=)` go on."
     order, run_valid, remove_on_fetch = 65, False, True
 
-    def __init__(self, fname: str = 'last'): self.fname = fname
+    def __init__(self, fname: str = 'last', with_opt: bool = True): self.fname, self.with_opt = fname, with_opt
 
     def before_fit(self): self.run = self.learn.in_run
 
-    def after_epoch(self): self.learn.save(self.fname, with_opt=True)
+    def after_epoch(self): self.learn.save(self.fname, with_opt=self.with_opt)
 
 
 class SaveBest(SaveModelCallback):
@@ -186,6 +273,25 @@ class SaveBest(SaveModelCallback):
         self.run = self.learn.in_run
         seen = [v[self.idx] for v in self.recorder.values if len(v) > self.idx]
         if seen: self.best = max(seen) if self.comp(1, 0) else min(seen)
+
+# %% ../nbs/04_learner.ipynb #ab578f95
+class Statistics(Callback):
+    "Rewrite `fname` below the Learner's path after each epoch: training loss, and all else in percent (seed 002)."
+    order, run_valid = 62, False
+
+    def __init__(self, fname: str, split: str = 'valid'): self.fname, self.split = fname, split
+
+    def before_fit(self):
+        self.run = self.learn.in_run and not rank_distrib()
+        if self.run and not self.learn.first_epoch: (Path(self.path)/self.fname).unlink(missing_ok=True)
+
+    def after_epoch(self):
+        names = self.recorder.metric_names[1:-1]
+        rename = {n: n.replace('R@', f'{self.split}_recall@') for n in names}
+        frame = pd.DataFrame([list(v) for v in self.recorder.values], columns=names)
+        frame.loc[:, names[1:]] *= 100
+        frame.index = pd.RangeIndex(1, len(frame) + 1, name='epoch')
+        with write_atomic(Path(self.path)/self.fname) as tmp: frame.rename(columns=rename).to_csv(tmp)
 
 # %% ../nbs/04_learner.ipynb #2d5a5aae
 def pack(
@@ -211,11 +317,11 @@ def unpack(skeleton, tensors: dict):
     if kind == 'list': return [unpack(v, tensors) for v in content]
     return content
 
-# %% ../nbs/04_learner.ipynb #64bde386
+# %% ../nbs/04_learner.ipynb #5286ede2
 class RetrievalLearner(Learner):
     "A `Learner` for retrieval; made by `retrieval_learner`."
     first_epoch, epochs_before, epochs_done, fitting = 0, 0, 0, False
-    history, about, recipe, recipe_cbs = (), {}, {}, ()
+    history, recipe = (), {}
 
     @property
     def in_run(self): return self.fitting and not hasattr(self, 'lr_finder')
@@ -229,7 +335,13 @@ class RetrievalLearner(Learner):
         self.first_epoch, self.fitting = start_epoch, True
         if not start_epoch: self.epochs_before = self.epochs_done
         try: super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt)
-        finally: self.fitting = False
+        finally:
+            self.fitting = False
+            if hasattr(self, 'mixed_precision'): self.mixed_precision.leave()
+
+    def _backward(self):
+        if self.in_run and not torch.isfinite(self.loss): raise FloatingPointError(self._broken_loss())
+        super()._backward()
 
     def freeze(self): self.freeze_to(1)
 
@@ -246,7 +358,16 @@ class RetrievalLearner(Learner):
             self.epochs_before, self.epochs_done = epochs
             for o, state in zip((self.model, self.loss_func, self.opt), before, strict=True): o.load_state_dict(state)
 
-# %% ../nbs/04_learner.ipynb #12a35994
+# %% ../nbs/04_learner.ipynb #55465762
+@patch
+def _broken_loss(self: RetrievalLearner) -> str:
+    "The loss, where it happened, and the images of all processes' batches, one a line."
+    dl, epoch = self.dls.train, self.epochs_before + self.epoch
+    rows = dl.step_rows(epoch, self.iter) if hasattr(dl, 'step_rows') else []
+    images = [str(image_path(dl.table, row)) for row in rows] or ['unknown: the loader is none of `retrieval_dls`']
+    return '\n'.join([f'loss {self.loss.item()} in epoch {self.epoch}, step {self.iter}, of the images', *images])
+
+# %% ../nbs/04_learner.ipynb #ba8f6155
 @patch
 def save(
     self: RetrievalLearner,
@@ -270,11 +391,10 @@ def _checkpoint_path(self: RetrievalLearner, file) -> Path:
 
 @patch(as_prop=True)
 def facts(self: RetrievalLearner) -> dict:
-    "The settings that make the run, `about` and the numbers of `recipe`, as JSON keeps them."
-    facts = {**self.about, **{k: v for k, v in self.recipe.items() if k not in ('best', 'last')}}
-    return json.loads(json.dumps(facts, default=list))
+    "The settings that make the run, as JSON keeps them."
+    return json.loads(json.dumps(self.recipe, default=str))
 
-# %% ../nbs/04_learner.ipynb #4fcfc5cf
+# %% ../nbs/04_learner.ipynb #ed8ccfd9
 @patch
 def load(
     self: RetrievalLearner,
@@ -284,6 +404,7 @@ def load(
 ) -> RetrievalLearner:
     "Read what `save` wrote into network, loss and optimizer; FileNotFoundError, or ValueError naming the file."
     path = self._checkpoint_path(file)
+    distrib_barrier()
     tensors, record = read_tensors(path)
     if 'train' not in record: raise ValueError(f'{path}: a model without the state of a run; open it with load_model')
     try: self.model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith('train/')})
@@ -318,7 +439,7 @@ def show_results(self: RetrievalLearner, ds_idx: int = 1, dl=None, max_n: int = 
     found = found if gallery is None else gallery[found]
     return show_neighbours(features.table, query[some], found[some], scores=scores[some], crop=dl.dataset.crop, **kwargs)
 
-# %% ../nbs/04_learner.ipynb #3b1a59ea
+# %% ../nbs/04_learner.ipynb #5a92b47f
 adam = partial(OptimWrapper, opt=torch.optim.Adam)
 
 def retrieval_learner(
@@ -332,6 +453,7 @@ def retrieval_learner(
     wd: float = 0.,         # default weight decay
     freeze_bn: bool = False,# keep the running statistics of BatchNorm2d
     seed: int = 0,          # of each epoch's randomness
+    scorer: Callback | None = None, # what validation measures; default `RetrievalEval(ks)`
     cbs=None,               # further callbacks
     **kwargs,               # to fastai's `Learner`: path, model_dir, splitter…
 ) -> RetrievalLearner:
@@ -339,9 +461,10 @@ def retrieval_learner(
     if isinstance(model, str): model = RetrievalNet(create_backbone(model))
     _check_colors(dls, model)
     model = model.to(device=dls.device, memory_format=torch.channels_last)
-    loss, scorer = TrainOnlyLoss(loss), RetrievalEval(ks)
-    default = [TrainEvalCallback(), RetrievalRecorder(batch_metrics), CastToTensor(), ProgressCallback(),
-               SeedEpoch(seed), scorer] + ([FreezeBN()] if freeze_bn else [])
+    loss, scorer = TrainOnlyLoss(loss), scorer or RetrievalEval(ks)
+    default = [TrainEvalCallback(), RetrievalRecorder(batch_metrics), CastToTensor(), SeedEpoch(seed), scorer,
+               *([FreezeBN()] if freeze_bn else []), *([] if rank_distrib() else [ProgressCallback()]),
+               *([GlobalBatch()] if num_distrib() > 1 else [])]
     kwargs.setdefault('splitter', partial(split_groups, loss=loss))
     return RetrievalLearner(dls, model, loss.to(dls.device), opt_func=opt_func, lr=lr, wd=wd, cbs=L(default) + L(cbs),
                             metrics=scorer.metrics(), default_cbs=False, **kwargs)
@@ -357,54 +480,3 @@ def _check_colors(dls: DataLoaders, model: nn.Module):
         if not torch.allclose(given, right, rtol=1e-3):
             raise ValueError(f'dls: {name}={given.numpy().round(4).tolist()}, but the backbone expects '
                              f'{right.numpy().round(4).tolist()}: make the loaders with its mean= and std=')
-
-# %% ../nbs/04_learner.ipynb #61e59164
-def step_schedule(
-    lr: float,         # the rate before the first milestone, or one a parameter group
-    n_epoch: int,      # length of the run
-    milestones,        # epochs (from 0) at whose start the rate is multiplied
-    gamma: float = .1, # by this
-) -> ParamScheduler:
-    "A callback that multiplies `lr` by `gamma` at the start of each of `milestones`."
-    def rate(pct):
-        done = sum(pct*n_epoch > m - 1e-6 for m in milestones)
-        return [r*gamma**done for r in L(lr)]
-    return ParamScheduler({'lr': rate})
-
-# %% ../nbs/04_learner.ipynb #9dfbcac0
-@patch
-def _check_same_run(self: RetrievalLearner, path: Path):
-    "ValueError if the run kept at `path` was made with other settings; what an older file does not tell is not compared."
-    was = read_record(path)
-    for k, v in self.facts.items():
-        if k in was and was[k] != v:
-            raise ValueError(f'{path}: a run of {k}={was[k]!r}, which cannot go on with {k}={v!r}; force=True begins anew')
-
-
-@patch
-def fit_recipe(
-    self: RetrievalLearner,
-    resume: bool = False,  # go on from the epochs that an earlier run finished
-    force: bool = False,   # begin anew even if an earlier run's files are there
-    cbs=None,              # further callbacks
-) -> RetrievalLearner:
-    "Train by `learn.recipe`, hold the best epoch; FileExistsError over an earlier run, ValueError to `resume` another."
-    r = self.recipe
-    last, best = (self._checkpoint_path(r[k]) for k in ('last', 'best'))
-    old = next((p for p in (last, best) if p.exists()), None)
-    if old and not (resume or force):
-        raise FileExistsError(f'{old}: an earlier run; resume=True goes on with it, force=True begins anew')
-    if force and not resume: self._remove_checkpoints(r['last'], r['best'])
-    if resume and last.exists(): self._check_same_run(last)
-    start = self.load_state(r['last']) if resume else 0
-    if start >= r['epochs']: return self.load(r['best'], with_opt=False)
-    schedule = step_schedule(r['lr'], r['epochs'], r['milestones'], r['gamma'])
-    keep = [schedule, KeepState(r['last']), SaveBest(f"R@{self.retrieval_eval.ks[0]}", r['best']), *self.recipe_cbs]
-    self.fit(r['epochs'], lr=r['lr'], cbs=L(keep) + L(cbs), start_epoch=start)
-    return self
-
-
-@patch
-def _remove_checkpoints(self: RetrievalLearner, *files):
-    for path in map(self._checkpoint_path, files):
-        for part in (path, path.with_suffix('.json')): part.unlink(missing_ok=True)

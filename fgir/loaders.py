@@ -483,7 +483,11 @@ def _without_bad(table: pd.DataFrame, bad: str, crop: bool, progress: bool) -> p
     if report: logging.getLogger(__name__).warning('left out: %s', report)
     return drop_bad(table, report)
 
-# %% ../nbs/00c_loaders.ipynb #d374fdeb
+# %% ../nbs/00c_loaders.ipynb #63f439c5
+def _own_shapes(tfm: Callable) -> bool:
+    "Whether a transform leaves each image its own shape, so that only batches of one fit together."
+    return any(isinstance(t, Shrink) for t in getattr(tfm, 'transforms', []))
+
 def retrieval_dls(
     table: pd.DataFrame,
     size: int | None = None,  # pixels, as in `get_transforms`
@@ -510,10 +514,10 @@ def retrieval_dls(
     parts = [table[rows].reset_index(drop=True) for rows in (table['split'].eq('train'), _valid_rows(table, valid))]
     if not len(parts[0]): raise ValueError("table: no rows of the split 'train'")
     loader = partial(_loader, classes=class_order(pd.concat(parts)), crop=crop, cache=cache, mean=mean, std=std,
-                     num_workers=num_workers, device=device, progress=progress, bs=bs)
-    dls = (loader(parts[0], train, shuffle=True, per_class=per_class, sampler=sampler, seed=seed,
+                     num_workers=num_workers, device=device, progress=progress)
+    dls = (loader(parts[0], train, bs=bs, shuffle=True, per_class=per_class, sampler=sampler, seed=seed,
                   drop_last=drop_last),
-           loader(parts[1], test))
+           loader(parts[1], test, bs=1 if _own_shapes(test) else bs))
     return DataLoaders(*dls, device=dls[0].device)
 
 # %% ../nbs/00c_loaders.ipynb #e05d75a4

@@ -6,9 +6,10 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from fgir.backbones import create_backbone
-from fgir.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner, load_seed_weights, save_cgd_results
+from fgir.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner, load_seed_weights
 from fgir.data import hold_out_classes
 from fgir.features import Features
+from fgir.recipes import save_results
 from fgir.synth import synth_dataset
 
 class Stem(nn.Module):
@@ -73,7 +74,6 @@ def test_recipe_is_the_seeds(table, tmp_path):
     opt = learn.opt.opt
     assert type(opt) is torch.optim.Adam and opt.defaults['betas'] == (.9, .999) and opt.defaults['eps'] == 1e-8
     assert all(g['weight_decay'] == 0 for g in opt.param_groups)
-    assert learn.recipe['milestones'] == [12, 16] and learn.recipe['gamma'] == .1
     assert learn.prefix == 'synth_uncropped_resnet18_SG_16_0.1_0.5_0.1_8'
 
 
@@ -113,18 +113,18 @@ def test_run_leaves_the_files_of_the_seed_and_never_overwrites(table, tmp_path):
     assert list(stats.index) == [1, 2]
     assert list(stats.columns) == ['train_loss', 'train_accuracy', *(f'valid_recall@{k}' for k in (1, 2, 4, 8))]
     assert stats.iloc[:, 1:].to_numpy().max() > 1
-    features = save_cgd_results(learn, table, n_queries=2, retrieval_num=3, progress=False)
+    features = save_results(learn, table, n_queries=2, retrieval_num=3, progress=False)
     stored = Features.load(tmp_path/f'{learn.prefix}_data_base.safetensors')
     assert (stored['embedding'] == features['embedding']).all() and set(stored.table.split) == {'test'}
     pictures = list(tmp_path.rglob('retrieval_img_*.jpg'))
     assert len(pictures) == 2*3 and len(list(tmp_path.rglob('query_img.jpg'))) == 2
-    with pytest.raises(FileExistsError): save_cgd_results(learn, table, progress=False)
+    with pytest.raises(FileExistsError): save_results(learn, table, progress=False)
     with pytest.raises(FileExistsError, match='earlier run'): tiny(table, tmp_path).fit_recipe()
 
 
 def test_selecting_on_the_test_classes_says_so(table, tmp_path, capsys):
     learn = tiny(table, tmp_path, valid='test')
-    assert 'test classes' in capsys.readouterr().out
+    assert 'test images' in capsys.readouterr().out
     assert set(learn.dls.valid.table.split) == {'test'}
     held = tiny(table, tmp_path, valid=.25)
     assert set(held.dls.valid.table.split) == {'valid'} and held.dls.n_classes == 6
@@ -141,8 +141,6 @@ def test_valid_rows_of_the_table_pick_the_epoch_unless_the_test_classes_do(table
 
 def test_the_statistics_file_belongs_to_the_run(table, tmp_path):
     learn = tiny(table, tmp_path, epochs=1, backbone='test_resnet')
-    learn.add_cbs(learn.recipe_cbs)
-    learn.recipe_cbs = []
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
     file = tmp_path/f'{learn.prefix}_statistics.csv'
     before = file.read_text()

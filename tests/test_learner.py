@@ -195,17 +195,6 @@ def own_learner(table, path, **kwargs):
     return retrieval_learner(make_dls(table), net, BatchHardTripletLoss(margin=.1), lr=1e-3, path=path, **kwargs)
 
 
-def recipe_learner(table, path, about=(), **recipe):
-    learn = own_learner(table, path, model_dir='.')
-    learn.about = dict(about)
-    learn.recipe = dict(epochs=3, lr=1e-3, milestones=[2], gamma=.1, best='best', last='last') | recipe
-    return learn
-
-
-def fit_recipe(learn, **kwargs):
-    with learn.no_bar(), learn.no_logging(): return learn.fit_recipe(**kwargs)
-
-
 class Stop(Callback):
     "Interrupt before an epoch (or while it trains, with `batch`)."
     order = 70
@@ -217,52 +206,6 @@ class Stop(Callback):
 
     def before_batch(self):
         if self.epoch == self.at and self.batch: raise KeyboardInterrupt
-
-
-def interrupt(learn, at, **kwargs):
-    with pytest.raises(KeyboardInterrupt): fit_recipe(learn, cbs=Stop(at), **kwargs)
-
-
-@pytest.mark.parametrize('other, words', [
-    (dict(epochs=4), 'epochs=3.*epochs=4'), (dict(lr=1e-2), r'lr=0\.001.*lr=0\.01'), (dict(milestones=[1]), 'milestones'),
-    (dict(gamma=.5), 'gamma=0.1.*gamma=0.5'), (dict(about=dict(size=64)), 'size=32.*size=64')])
-def test_a_run_of_other_settings_is_not_resumed(table, tmp_path, other, words):
-    interrupt(recipe_learner(table, tmp_path, dict(size=32)), 1)
-    with pytest.raises(ValueError, match=words):
-        recipe_learner(table, tmp_path, **(dict(about=dict(size=32)) | other)).fit_recipe(resume=True)
-
-
-def test_settings_that_the_checkpoint_does_not_tell_are_not_compared(table, tmp_path):
-    interrupt(recipe_learner(table, tmp_path), 1)
-    learn = fit_recipe(recipe_learner(table, tmp_path, dict(size=32)), resume=True)
-    assert len(learn.recorder.iters) == 2
-
-
-def test_a_complete_run_returns_at_once(table, tmp_path):
-    trained = fit_recipe(recipe_learner(table, tmp_path))
-    again = recipe_learner(table, tmp_path)
-    again.fit = None
-    assert fit_recipe(again, resume=True).history == trained.history
-    for a, b in zip(trained.model.state_dict().values(), again.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_forced_run_leaves_nothing_of_the_earlier_one_to_resume(table, tmp_path):
-    fit_recipe(recipe_learner(table, tmp_path))
-    interrupt(recipe_learner(table, tmp_path), 0, force=True)
-    assert not list(tmp_path.iterdir())
-    resumed = fit_recipe(recipe_learner(table, tmp_path), resume=True)
-    assert len(resumed.recorder.iters) == 3
-
-
-def test_the_best_file_alone_is_not_overwritten_and_is_read_once(table, tmp_path, monkeypatch):
-    learn, loads = recipe_learner(table, tmp_path), []
-    load = type(learn).load
-    monkeypatch.setattr(type(learn), 'load', lambda self, file, **kwargs: loads.append(file) or load(self, file, **kwargs))
-    fit_recipe(learn)
-    assert loads == ['best']
-    (tmp_path/'last.safetensors').unlink()
-    with pytest.raises(FileExistsError, match='best.*earlier run'): recipe_learner(table, tmp_path).fit_recipe()
 
 
 def test_a_validation_pass_writes_nothing(table, tmp_path):

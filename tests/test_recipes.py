@@ -1,0 +1,348 @@
+"""Recipes: the seeds' settings, what they do to a run, resuming the same run and no other, quirks, seeds."""
+import json
+
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+from pytorch_metric_learning import losses as pml
+from timm.optim import AdamP
+from torch import nn
+
+from fgir import losses
+from fgir.backbones import RetrievalNet, create_backbone, read_record
+from fgir.cgd import CGDLoss, CGDNet
+from fgir.data import hold_out_classes
+from fgir.learner import ClipValue, FreezeBN, WarmUp, retrieval_learner
+from fgir.loaders import retrieval_dls
+from fgir.losses import BatchHardTripletLoss
+from fgir.recipes import (
+    DEFAULTS,
+    QUIRKS,
+    RECIPES,
+    build,
+    get_recipe,
+    hold_out_images,
+    learner_from_recipe,
+    per_group,
+    read_recipe,
+    recipes,
+    run_seeds,
+    schedule_factor,
+)
+from fgir.synth import synth_dataset
+
+SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8)
+QUIET = dict(num_workers=0, progress=False)
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory):
+    root = tmp_path_factory.mktemp('synth')/'set'
+    return hold_out_classes(synth_dataset(root, n_classes=16, n_per_class=8, size=48, progress=False), .5)
+
+
+def make(recipe, table, out, **kwargs):
+    return learner_from_recipe(recipe, table, out=out, loaders=QUIET, **{**SMALL, **kwargs})
+
+
+def fit(learn, **kwargs):
+    with learn.no_bar(), learn.no_logging(): return learn.fit_recipe(**kwargs)
+
+
+class Stop(Callback):
+    "Interrupt before an epoch."
+    order = 70
+
+    def __init__(self, at): self.at = at
+
+    def before_epoch(self):
+        if self.epoch == self.at: raise KeyboardInterrupt
+
+
+class Watch(Callback):
+    "Rates, decays, frozen parts and gradients of every step."
+    order, run_valid = 95, False
+
+    def before_fit(self): self.lr, self.wd, self.frozen, self.grad = [], [], [], []
+
+    def after_step(self):
+        groups = self.opt.opt.param_groups
+        self.lr.append([g['lr'] for g in groups])
+        self.wd.append([g['weight_decay'] for g in groups])
+        self.frozen.append(not any(p.requires_grad for p in self.model.backbone.parameters()))
+        self.grad.append(max(p.grad.abs().max().item() for p in self.learn.parameters() if p.grad is not None))
+
+
+# what a recipe says
+
+def test_every_recipe_is_complete_and_json():
+    for name in RECIPES:
+        r = get_recipe(name)
+        assert set(r) == {'recipe', *DEFAULTS} and json.loads(json.dumps(r)) == r
+        assert bool(r['epochs']) != bool(r['steps'])
+        assert all(set(QUIRKS[q][1]) <= set(DEFAULTS) for q in r['quirks'])
+        assert get_recipe(name, undo='all')['quirks'] == []
+    assert list(recipes().index) == list(RECIPES)
+
+
+SEEDS = [  # recipe, loss and its arguments, optimizer, rates, decay, batch, K, length
+    ('msloss', dict(alpha=2, beta=40, base=.5, eps=.1), torch.optim.Adam, 3e-5, 5e-4, 80, 5, (None, 3000)),
+    ('cosface', dict(scale=50, margin=.5), torch.optim.RMSprop, 1e-5, 5e-4, 80, 1, (None, 4000)),
+    ('arcface', dict(scale=50, margin=.5), torch.optim.RMSprop, 1e-5, 5e-4, 80, 1, (None, 4000)),
+    ('arcface_1024', dict(scale=50, margin=.5), torch.optim.RMSprop, 1e-5, 5e-4, 80, 1, (None, 4000)),
+    ('cosface_1024_cub', dict(scale=50, margin=.5), torch.optim.RMSprop, 1e-5, 5e-4, 80, 1, (None, 3000)),
+    ('dgpcrl', dict(scale=100, flip=.7, decorrelation=.1), torch.optim.SGD, 1e-3, 5e-6, 60, None, (111, None)),
+    ('proxy_anchor_cub', dict(alpha=32, margin=.1), torch.optim.AdamW, dict(backbone=1e-4, head=1e-4, loss=1e-2), 1e-4, 120,
+     None, (60, None)),
+    ('proxy_anchor_sop', dict(alpha=32, margin=.1), torch.optim.AdamW, dict(backbone=6e-4, head=6e-4, loss=6e-2), 1e-4, 180,
+     None, (60, None)),
+    ('pp_proxy_anchor', dict(alpha=32, margin=.1), AdamP, dict(backbone=1e-4, head=1e-4, loss=1e-2), 0, 64, None, (20, None)),
+    ('pp_norm_softmax', dict(scale=32), AdamP, dict(backbone=1e-4, head=1e-4, loss=1e-2), 0, 64, None, (20, None)),
+    ('pp_positive_proxy', dict(variant='P2', base='proxy_anchor'), AdamP, dict(backbone=1e-4, head=1e-4, loss=1e-2), 0, 64,
+     None, (20, None)),
+    ('pp_moving_proxy', dict(temperature=.03, momentum=.5), torch.optim.Adam, 1e-4, 0, 128, None, (30, None)),
+]
+
+
+@pytest.mark.parametrize('name, arguments, optimizer, lr, wd, batch, per_class, length', SEEDS)
+def test_settings_are_the_seeds(table, tmp_path, name, arguments, optimizer, lr, wd, batch, per_class, length):
+    r = get_recipe(name)
+    assert (r['lr'], r['wd'], r['batch_size'], r['per_class']) == (lr, wd, batch, per_class)
+    assert (r['epochs'], r['steps']) == length
+    learn = make(name, table, tmp_path, batch_size=4, per_class=min(per_class or 2, 2))
+    loss = learn.loss_func.loss
+    assert type(loss).__name__ == r['loss']['name']
+    assert {k: getattr(loss, k) for k in arguments} == pytest.approx(arguments)
+    learn.create_opt()
+    assert type(learn.opt.opt) is optimizer
+    momentum = {torch.optim.SGD: .9, torch.optim.RMSprop: 0}
+    assert all(g.get('momentum') == momentum.get(optimizer) for g in learn.opt.opt.param_groups)
+    dim = 1024 if '1024' in name else 512
+    net = learn.model
+    assert net.dim == (2*net.backbone.n_features if name == 'dgpcrl' else dim)
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, net.dim)
+
+
+def test_heads_are_the_seeds(table, tmp_path):
+    pp, official, later = (make(n, table, tmp_path).model for n in ('pp_proxy_anchor', 'proxy_anchor_cub', 'pp_later'))
+    assert [n for n, _ in pp.head.named_children()] == ['norm', 'linear'] and pp.head.linear.bias is None
+    assert not list(pp.head.norm.parameters()) and type(pp.pool).__name__ == 'MAC'
+    assert [n for n, _ in official.head.named_children()] == ['linear'] and not official.head.linear.bias.any()
+    assert official.head.linear.weight.std().item() == pytest.approx((2/512)**.5, rel=.02)
+    assert type(official.pool).__name__ == type(later.pool).__name__ == 'AvgMax' and later.head.linear.bias is None
+    google = make('pp_googlenet', table, tmp_path).model
+    assert [n for n, _ in google.head.named_children()] == ['dropout', 'norm', 'linear'] and google.head.dropout.p == .2
+    assert 'dropout' not in dict(make('pp_googlenet', table, tmp_path, undo='googlenet_dropout').model.head.named_children())
+
+
+def test_proxies_begin_as_the_seeds_do():
+    torch.manual_seed(0)
+    unit = build(get_recipe('pp_proxy_anchor')['loss'], n_classes=50, dim=512).proxies
+    official = build(get_recipe('proxy_anchor_cub')['loss'], n_classes=50, dim=512).proxies
+    assert torch.allclose(unit.norm(dim=1), torch.ones(50), atol=1e-5)
+    assert official.std().item() == pytest.approx((2/50)**.5, rel=.03)
+
+
+def test_cgd_is_a_recipe_too(table, tmp_path):
+    learn = make('cgd', table, tmp_path, net=dict(feature_dim=16))
+    assert type(learn.model) is CGDNet and type(learn.loss_func.loss) is CGDLoss and learn.model.dim == 16
+
+
+# what it does to a run
+
+RATES = [('msloss', 10, [1]*4 + [.1]*4 + [.01]*2), ('proxy_anchor_cub', 60, [.5**(e//5) for e in range(60)]),
+         ('proxy_anchor_cars', 60, [.5**(e//10) for e in range(60)]), ('pp_moving_proxy', 30, [1]*15 + [.1]*15),
+         ('proxy_anchor_sop', 60, [.25**(e//20) for e in range(60)]), ('dgpcrl', 111, [1]*100 + [.1]*11),
+         ('cosface', 8, [1]*8), ('pp_proxy_anchor', 4, [1, .5, .25, .125])]
+
+
+@pytest.mark.parametrize('name, epochs, expected', RATES)
+def test_schedules_are_the_seeds(name, epochs, expected):
+    factor = schedule_factor(get_recipe(name)['schedule'], epochs)
+    assert [factor(e/epochs) for e in range(epochs)] == pytest.approx(expected)
+
+
+def test_a_schedule_of_steps_falls_at_the_step(table, tmp_path):
+    watch = Watch()
+    learn = make('msloss', table, tmp_path, per_class=2, steps=10, schedule=dict(at=[3, 7], of=10), valid='last')
+    fit(learn, cbs=watch)
+    assert len(watch.lr) == 10 and len(learn.dls.train) == 4
+    first = [lr[0] for lr in watch.lr]
+    assert first == pytest.approx([3e-5]*3 + [3e-6]*4 + [3e-7]*3)
+    assert len(learn.history) == 3 and {w for wd in watch.wd for w in wd} == {5e-4}
+
+
+def test_a_run_of_steps_resumes_to_the_same_weights(table, tmp_path):
+    def steps(path): return make('msloss', table, path, per_class=2, steps=10, valid='last', lr=1e-3)
+    whole, part = fit(steps(tmp_path/'a')), steps(tmp_path/'b')
+    with pytest.raises(KeyboardInterrupt): fit(part, cbs=Stop(2))
+    again = fit(steps(tmp_path/'b'), resume=True)
+    assert again.history == whole.history
+    for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_groups_have_their_own_rates_and_decays(table, tmp_path):
+    watch = Watch()
+    fit(make('pp_proxy_anchor', table, tmp_path, epochs=3, warm_up=1, wd=dict(backbone=.1, head=.2)), cbs=watch)
+    n = len(watch.lr)//3
+    assert watch.lr[0] == pytest.approx([1e-4, 1e-4, 1e-2]) and watch.wd[0] == [.1, .2, 0]
+    assert watch.frozen == [True]*n + [False]*2*n
+    headless = make('dgpcrl', table, tmp_path, lr=dict(backbone=1., head=2., loss=3.))
+    assert per_group(headless.recipe['lr'], headless) == [1., 3.]
+    with pytest.raises(ValueError, match="parameter group 'proxies'"): per_group(dict(proxies=1.), headless)
+
+
+def test_gradients_are_cut_by_value_and_by_length(table, tmp_path):
+    watch = Watch()
+    fit(make('proxy_anchor_cub', table, tmp_path, epochs=1, warm_up=0, clip_value=.01), cbs=watch)
+    assert 0 < max(watch.grad) <= .01
+    fit(make('proxy_anchor_cub', table, tmp_path/'b', epochs=1, warm_up=0, clip_value=0., clip_norm=1e-3), cbs=watch)
+    assert 0 < max(watch.grad) <= 1e-3
+
+
+def test_frozen_normalization_follows_the_recipe(table, tmp_path):
+    def callbacks(name, **kwargs): return {type(cb): cb for cb in make(name, table, tmp_path, **kwargs).cbs}
+    torch.save(create_backbone('resnet18', pretrained=False).state_dict(), tmp_path/'w.pth')
+    body = dict(backbone='resnet18', weights=str(tmp_path/'w.pth'))
+    assert not callbacks('msloss', per_class=2, **body)[FreezeBN].affine
+    assert callbacks('msloss', per_class=2, undo='bn_affine', **body)[FreezeBN].affine
+    assert FreezeBN not in callbacks('dgpcrl', **body) and FreezeBN not in callbacks('proxy_anchor_sop', **body)
+    assert FreezeBN not in callbacks('msloss', per_class=2)
+    official = callbacks('proxy_anchor_cub', **body)
+    assert official[ClipValue].value == 10 and official[WarmUp].epochs == 5
+
+
+def test_frozen_scale_and_shift_stay_frozen_after_warm_up(table, tmp_path):
+    torch.save(create_backbone('resnet18', pretrained=False).state_dict(), tmp_path/'w.pth')
+    learn = make('proxy_anchor_cub', table, tmp_path, undo='all', backbone='resnet18', weights=str(tmp_path/'w.pth'), epochs=2,
+                 warm_up=1, valid='last')
+    bn, conv = learn.model.backbone.bn1, learn.model.backbone.conv1
+    before, weights = bn.weight.detach().clone(), conv.weight.detach().clone()
+    fit(learn)
+    assert torch.equal(bn.weight, before) and not torch.equal(conv.weight, weights)
+
+
+@pytest.mark.parametrize('valid, split, word', [('last', 'test', ''), ('test', 'test', 'optimistic'), (.5, 'valid', 'own')])
+def test_the_choice_of_the_epoch_is_said(table, tmp_path, capsys, valid, split, word):
+    learn = make('pp_norm_softmax', table, tmp_path, valid=valid, epochs=2)
+    assert word in capsys.readouterr().out and learn.valid_split == split
+    fit(learn)
+    picked = read_record(tmp_path/f'{learn.prefix}_model.safetensors')
+    first = [row[2] for row in learn.history]
+    assert picked['epoch'] == (2 if valid == 'last' else first.index(max(first)) + 1)
+
+
+def test_images_are_held_out_of_every_class():
+    table = pd.DataFrame({'label': [0]*10 + [1]*4 + [2] + [3]*2, 'split': ['train']*15 + ['test']*2})
+    held = hold_out_images(table, .2, seed=1)
+    assert held[held.split == 'valid'].label.value_counts().to_dict() == {0: 2, 1: 1}
+    assert (table.split == 'train').sum() == 15 and (held.split == 'test').sum() == 2
+
+
+# resuming the same run, and no other
+
+def recipe_learner(table, path, **changes):
+    "A recipe around a network of no class of fgir's, which is small."
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(.2))
+    dls = retrieval_dls(table, size=32, bs=8, per_class=4, num_workers=0)
+    learn = retrieval_learner(dls, net, BatchHardTripletLoss(margin=.1), path=path, model_dir='.')
+    learn.recipe = get_recipe(dict(epochs=3, lr=1e-3, size=32, schedule=dict(name='steps', at=[2], of=3, gamma=.1)), **changes)
+    learn.prefix, learn.valid_split = 'run', 'valid'
+    return learn
+
+
+def interrupt(learn, at, **kwargs):
+    with pytest.raises(KeyboardInterrupt): fit(learn, cbs=Stop(at), **kwargs)
+
+
+@pytest.mark.parametrize('other, words', [
+    (dict(epochs=4), 'epochs=3.*epochs=4'), (dict(lr=1e-2), r'lr=0\.001.*lr=0\.01'), (dict(schedule=dict(at=[1])), 'schedule'),
+    (dict(size=64), 'size=32.*size=64')])
+def test_a_run_of_other_settings_is_not_resumed(table, tmp_path, other, words):
+    interrupt(recipe_learner(table, tmp_path), 1)
+    with pytest.raises(ValueError, match=words): recipe_learner(table, tmp_path, **other).fit_recipe(resume=True)
+
+
+def test_a_complete_run_returns_at_once(table, tmp_path):
+    trained = fit(recipe_learner(table, tmp_path))
+    again = recipe_learner(table, tmp_path)
+    again.fit = None
+    assert fit(again, resume=True).history == trained.history
+    for a, b in zip(trained.model.state_dict().values(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_forced_run_leaves_nothing_of_the_earlier_one_to_resume(table, tmp_path):
+    fit(recipe_learner(table, tmp_path))
+    interrupt(recipe_learner(table, tmp_path), 0, force=True)
+    assert not list(tmp_path.iterdir())
+    resumed = fit(recipe_learner(table, tmp_path), resume=True)
+    assert len(resumed.recorder.iters) == 3
+
+
+def test_the_best_file_alone_is_not_overwritten_and_is_read_once(table, tmp_path, monkeypatch):
+    learn, loads = recipe_learner(table, tmp_path), []
+    load = type(learn).load
+    monkeypatch.setattr(type(learn), 'load', lambda self, file, **kwargs: loads.append(file) or load(self, file, **kwargs))
+    fit(learn)
+    assert loads == ['run_model']
+    (tmp_path/'run_last.safetensors').unlink()
+    with pytest.raises(FileExistsError, match='run_model.*earlier run'): recipe_learner(table, tmp_path).fit_recipe()
+
+
+def test_what_a_record_does_not_tell_or_tells_of_a_place_is_not_compared(table, tmp_path):
+    interrupt(recipe_learner(table, tmp_path, weights='there.pth'), 1)
+    assert len(fit(recipe_learner(table, tmp_path, weights='here.pth'), resume=True).recorder.iters) == 2
+
+
+def test_a_checkpoint_rebuilds_its_learner(table, tmp_path):
+    learn = fit(make('pp_positive_proxy', table, tmp_path, epochs=1, loss=dict(variant='P3'), net=dict(dim=24)))
+    for file in ('model', 'last'):
+        again = learner_from_recipe(read_recipe(tmp_path/f'{learn.prefix}_{file}.safetensors'), table, out=tmp_path, loaders=QUIET)
+        assert again.facts == learn.facts and again.loss_func.loss.variant == 'P3' and again.model.dim == 24
+    assert fit(again, resume=True).history == learn.history
+    for a, b in zip(learn.model.state_dict().values(), again.model.state_dict().values(), strict=True): assert torch.equal(a, b)
+    with pytest.raises(ValueError, match='not trained by a recipe'):
+        from fgir.backbones import save_model
+        read_recipe(save_model(learn.model, tmp_path/'plain'))
+
+
+def test_own_modules_and_losses_of_others(table, tmp_path):
+    net = RetrievalNet(create_backbone('test_resnet', pretrained=False), dim=16)
+    learn = fit(make(dict(recipe='mine', loss=pml.ContrastiveLoss(), per_class=4), table, tmp_path, net=net, epochs=1))
+    assert learn.model is net and learn.history[0][0] > 0
+    for loss in (pml.MultiSimilarityLoss(), pml.ProxyAnchorLoss(4, 16), pml.ArcFaceLoss(4, 16), pml.TripletMarginLoss()):
+        own = make(dict(recipe=type(loss).__name__, loss=loss, net=dict(dim=16)), table, tmp_path, epochs=1, per_class=4)
+        before = [p.detach().clone() for p in loss.parameters()]
+        fit(own)
+        assert all(not torch.equal(a, b) for a, b in zip(before, loss.parameters(), strict=True))
+
+
+def test_seeds_differ_and_repeat(table, tmp_path):
+    runs = run_seeds('pp_norm_softmax', table, seeds=(0, 1), out=tmp_path/'a', bars=False, loaders=QUIET, epochs=1, **SMALL)
+    again = run_seeds('pp_norm_softmax', table, seeds=(1,), out=tmp_path/'b', bars=False, loaders=QUIET, epochs=1, **SMALL)
+    assert list(runs.index) == [0, 1, 'mean', 'sd'] and (runs.loc[1] == again.loc[1]).all()
+    assert runs.loc['mean'].to_numpy() == pytest.approx(runs.iloc[:2].mean().to_numpy())
+    assert runs.loc['sd'].to_numpy() == pytest.approx(runs.iloc[:2].std().to_numpy())
+    complete = {p: p.stat().st_mtime_ns for p in (tmp_path/'a').iterdir()}
+    run_seeds('pp_norm_softmax', table, seeds=(0, 1), out=tmp_path/'a', bars=False, loaders=QUIET, epochs=1, **SMALL)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path/'a').iterdir()} == complete
+
+
+@pytest.mark.parametrize('args, words', [
+    (dict(recipe='pp_proxy_ankor'), 'did you mean pp_proxy_anchor'), (dict(epoch=2), "setting 'epoch'.*epochs"),
+    (dict(undo='sign_flip'), 'quirk of pp_proxy_anchor'), (dict(optimizer='adamq'), "optimizer 'adamq'"),
+    (dict(schedule='staircase'), "schedule 'staircase'"), (dict(precision='int8'), 'precision'), (dict(epochs=0), 'epochs'),
+    (dict(loss=dict(gamma=2)), 'ProxyAnchorLoss.*gamma'), (dict(net='Features'), 'not a module'),
+    (dict(valid='best'), "'last', 'test' or a fraction"), (dict(schedule=dict(by=2)), 'schedule steps.*by'),
+    (dict(freeze_bn='yes'), 'freeze_bn'), (dict(sampler='random', per_class=2), 'sampler')])
+def test_mistakes_are_named(table, tmp_path, args, words):
+    with pytest.raises(ValueError, match=words):
+        fit(make(**{'recipe': 'pp_proxy_anchor', 'table': table, 'out': tmp_path, **args}))
+
+
+def test_every_loss_of_the_table_exists():
+    assert all(hasattr(losses, r['loss']['name']) for n, r in RECIPES.items() if n != 'cgd')
