@@ -24,6 +24,8 @@ _NAMES = {
             "write_seed_json SEED_MODELS",
     "explain": "explain_match evidence",
     "index": "Index show_search",
+    "classify": "Classifier AccuracyEval fgic_learner finish_fgic classify_image accuracy confusion closest_classes "
+                "show_confusion show_closest",
     "evaluation": "evaluate report",
     "cli": "",
 }

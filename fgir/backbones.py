@@ -11,9 +11,10 @@ __all__ = ['BACKBONES', 'BVLC_GOOGLENET', 'BN_INCEPTION', 'POOLS', 'OPERATIONS',
            'Pooled', 'save_model', 'build_model', 'read_record', 'read_tensors', 'load_model', 'count_parameters',
            'count_operations']
 
-# %% ../nbs/01_backbones.ipynb #9024a9d9
+# %% ../nbs/01_backbones.ipynb #9adae74b
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from copy import copy, deepcopy
@@ -27,7 +28,7 @@ from urllib.parse import urlparse
 import timm
 import torch
 from fastcore.basics import patch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -510,10 +511,15 @@ class Pooled(nn.Module):
         maps = self.backbone(x)
         return {name: F.normalize(pool(maps), dim=-1) for name, pool in self.pools.items()}
 
-# %% ../nbs/01_backbones.ipynb #0f8e5b65
+# %% ../nbs/01_backbones.ipynb #92a6b324
 def _model_path(path: str | Path) -> Path:
     path = Path(path)
     return path if path.suffix == '.safetensors' else path.with_name(f'{path.name}.safetensors')
+
+def _os_error(e: SafetensorError, path: Path) -> OSError:
+    "The error of the operating system that safetensors tells of in words."
+    code = re.search(r'os error (\d+)', str(e))
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else OSError(f'{path}: {_first_line(e)}')
 
 def save_model(
     model: nn.Module, # of a class of fgir with `config`, such as `RetrievalNet`
@@ -531,8 +537,9 @@ def save_model(
     text = json.dumps(record, indent=1)
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
                for k, v in {**model.state_dict(), **extra}.items()}
-    with write_atomic(path.with_suffix('.json')) as copy, write_atomic(path) as file:
-        save_file(tensors, file, {'record': text})
+    with write_atomic(path) as file, write_atomic(path.with_suffix('.json')) as copy:
+        try: save_file(tensors, file, {'record': text})
+        except SafetensorError as e: raise _os_error(e, path) from e
         copy.write_text(text + '\n', encoding='utf-8')
     return path
 

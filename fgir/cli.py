@@ -7,17 +7,21 @@ Docs: https://fgir.github.io/fgir/cli.html.md"""
 # %% auto #0
 __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'Root', 'Data', 'Split', 'Level', 'Crop', 'SkipBad', 'Workers', 'Device',
            'Seed', 'Force', 'Model', 'Backbone', 'Weights', 'Pool', 'Descriptor', 'Size', 'Transform', 'Batch', 'Ranks',
-           'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'CGDBackbone', 'Scratch', 'GDConfig', 'Dim',
-           'Smoothing', 'Temperature', 'Margin', 'Recalls', 'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume',
-           'BF16', 'Results', 'Output', 'SeedJSON', 'Rows', 'about', 'one_line', 'main', 'option', 'argument', 'switch',
-           'parse_ranks', 'parse_valid', 'check_writable', 'refuse_existing', 'watched', 'epochs_shown',
-           'detect_layout', 'find_reader', 'given_choices', 'read_data', 'pick_device', 'check_descriptor_options',
-           'record_of', 'load_network', 'load_descriptor', 'pick_rows', 'settings', 'print_recall', 'demo_learner',
-           'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'check_test_rows', 'cgd',
-           'extract', 'name_files', 'evaluate', 'pick_array', 'search']
+           'Box', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'Net', 'Scratch', 'Recalls', 'BatchSize',
+           'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set', 'Log', 'Processes',
+           'GDConfig', 'Dim', 'Smoothing', 'Temperature', 'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows',
+           'RecipeGroup', 'about', 'one_line', 'main', 'option', 'argument', 'switch', 'parse_ranks', 'parse_valid',
+           'check_writable', 'refuse_existing', 'watched', 'epochs_shown', 'detect_layout', 'find_reader',
+           'given_choices', 'read_data', 'pick_device', 'check_descriptor_options', 'record_of', 'load_network',
+           'load_descriptor', 'pick_rows', 'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run',
+           'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_test_rows', 'logger_of',
+           'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'given', 'recipe', 'cgd', 'fgic',
+           'classify', 'extract', 'name_files', 'evaluate', 'pick_array', 'search']
 
-# %% ../nbs/10_cli.ipynb #3b809b40
+# %% ../nbs/10_cli.ipynb #82e96792
 import json
+import logging
+import os
 import re
 import shlex
 import sys
@@ -25,7 +29,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,10 +42,19 @@ if TYPE_CHECKING:
 
     from fgir.features import Features
 
-# %% ../nbs/10_cli.ipynb #a4033606
+# %% ../nbs/10_cli.ipynb #08dc5c33
 STYLE = dict(rich_markup_mode=None, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 120})
 app = typer.Typer(name='fgir', add_completion=False, pretty_exceptions_enable=False, **STYLE)
-train = typer.Typer(name='train', help='Train a model by the recipe of a paper.', **STYLE)
+
+class RecipeGroup(typer.core.TyperGroup):
+    "Commands of their own, and for any other word `recipe`, which looks it up."
+    def get_command(self, ctx, name):
+        return super().get_command(ctx, name) or (super().get_command(ctx, 'recipe') if name.isidentifier() else None)
+
+    def resolve_command(self, ctx, words): return words[0], *super().resolve_command(ctx, words)[1:]
+
+train = typer.Typer(name='train', cls=RecipeGroup, help='Train a model by the recipe of a paper: cgd, fgic, or any other '
+                    'name of `fgir recipes`.', **STYLE)
 app.add_typer(train)
 
 @app.callback()
@@ -50,8 +63,8 @@ def about(
 ):
     "Fine-grained image retrieval: find the photographs that show the same species, model or article."
 
-# %% ../nbs/10_cli.ipynb #d71b3104
-INPUT_ERRORS = (ValueError, OSError, RuntimeError, MemoryError, typer.BadParameter.__mro__[2])
+# %% ../nbs/10_cli.ipynb #59602992
+INPUT_ERRORS = (ValueError, OSError, RuntimeError, MemoryError, FloatingPointError, typer.BadParameter.__mro__[2])
 
 def one_line(error: Exception) -> str:
     "Say what went wrong in one line."
@@ -62,7 +75,7 @@ def one_line(error: Exception) -> str:
     context = getattr(error, 'ctx', None)
     return f'{text} (see {context.command_path} --help)' if context else text
 
-# %% ../nbs/10_cli.ipynb #a42c350e
+# %% ../nbs/10_cli.ipynb #0b003775
 def main(
     args: list[str] | None = None,  # words after `fgir`; default those of the command line
 ) -> int:  # exit status
@@ -70,7 +83,7 @@ def main(
     args = sys.argv[1:] if args is None else list(args)
     warnings.filterwarnings('ignore', category=FutureWarning)
     words = [re.sub('^--[a-z_]+', lambda m: m[0].replace('_', '-'), a) for a in args if a != '--debug'] or ['--help']
-    try: status = app(words, prog_name='fgir', standalone_mode=False) or 0
+    try: status = app(words, prog_name='fgir', standalone_mode=False, obj=words) or 0
     except typer.Abort: status = 130
     except INPUT_ERRORS as e:
         if '--debug' in args: raise
@@ -115,7 +128,7 @@ Device = option(str | None, 'cpu, cuda, cuda:1, …', metavar='NAME', default='t
 Seed = option(int, 'Of everything random.', metavar='N', min=0)
 Force = switch('--force', 'Overwrite results that are there.')
 
-# %% ../nbs/10_cli.ipynb #d5140a46
+# %% ../nbs/10_cli.ipynb #40e8276c
 Model = option(Path | None, 'Model: a file (.safetensors) of `fgir train` or `save_model`, or a checkpoint (.pth) '
                'of seeds 000, 001 or Proxy-Anchor.', metavar='FILE',
                default='none')
@@ -134,8 +147,10 @@ Transform = option(str | None, 'Transform by name: cgd, proxy_anchor, cfga_dml, 
                    default="the model's; that of seed 001 with --descriptor; else cgd: squash")
 Batch = option(int | None, 'Images a batch.', min=1, metavar='N', default='64 on a GPU, about 2^18 pixels on a CPU')
 Ranks = option(str, 'The K of Recall@K, with commas.', metavar='K,K')
+Box = option(tuple[float, float, float, float] | None, 'Crop the photograph to this box, pixels.', metavar='X1 Y1 X2 Y2',
+             default='the whole photograph')
 
-# %% ../nbs/10_cli.ipynb #9ecc1275
+# %% ../nbs/10_cli.ipynb #f2c07300
 def parse_ranks(
     text: str,  # such as '1,2,4,8'
     name: str = '--ks',  # for error messages
@@ -148,10 +163,10 @@ def parse_ranks(
     return ks
 
 def parse_valid(text: str) -> float | str:
-    "Read `--valid`: 'test', or a fraction."
-    if text == 'test': return text
+    "Read `--valid`: 'test', 'last', or a fraction."
+    if text in ('test', 'last'): return text
     try: return float(text)
-    except ValueError: raise ValueError(f"--valid: expected a fraction such as 0.2, or test, found {text!r}") from None
+    except ValueError: raise ValueError(f"--valid: expected a fraction such as 0.2, test or last, found {text!r}") from None
 
 # %% ../nbs/10_cli.ipynb #9d515d70
 def check_writable(folder: Path):
@@ -371,7 +386,7 @@ def half_of_threads() -> Iterator[None]:
     try: yield
     finally: torch.set_num_threads(n)
 
-# %% ../nbs/10_cli.ipynb #cabb89dd
+# %% ../nbs/10_cli.ipynb #fbe3d5ac
 def demo_run(
     table: 'pd.DataFrame',
     out: Path,  # folder of its files
@@ -383,7 +398,7 @@ def demo_run(
 
     learn, test = demo_learner(table, out, seed), pick_rows(table, 'test')
 
-    def describe(descriptor): return extract(descriptor, test, progress=watched(), **settings(learn.about))
+    def describe(descriptor): return extract(descriptor, test, progress=watched(), **settings(learn.recipe))
 
     described = {'color histogram': describe(ColorHistogram()), 'untrained network': describe(learn.model)}
     epochs, lr = (DEMO['cgd'][k] for k in ('epochs', 'lr'))
@@ -482,28 +497,49 @@ def prepare(
                          progress=watched(), **choices)
     print(f"{out}: {len(table)} images of {table['label'].nunique()} classes")
 
-# %% ../nbs/10_cli.ipynb #89d7394b
-DataName = option(str | None, 'First word of the file names.', metavar='NAME', default='the layout')
-CGDBackbone = option(str, 'Network: resnet50, resnext50_32x4d, bvlc_googlenet, any name of timm, …', '--backbone',
-                     '--backbone-type', metavar='NAME')
-Scratch = switch('--from-scratch', 'Start from random weights.', 'ImageNet weights')
-GDConfig = option(str, 'Global descriptors: S, M, G, SM, MS, SG, GS, MG, GM, SMG, MSG or GSM.', metavar='LETTERS')
-Dim = option(int, 'Length of the embedding, divisible by the number of letters.', min=1, metavar='N')
-Smoothing = option(float, 'Label smoothing, share of the target from 0 to below 1.', metavar='X')
-Temperature = option(float, 'Divides the class scores, above 0.', metavar='X')
-Margin = option(float, 'Of the triplet loss, distance between unit vectors (0 to 2).', metavar='X')
-Recalls = option(str, 'The K of Recall@K, with commas; the first picks the best epoch.', metavar='K,K')
+# %% ../nbs/10_cli.ipynb #fc3475d5
+@app.command()
+def recipes():
+    "List the recipes of `fgir train`."
+    from fgir.recipes import recipes as table
 
-# %% ../nbs/10_cli.ipynb #9a24e319
-BatchSize = option(int, 'Images a batch, 4 of each class.', min=4, metavar='N')
-Epochs = option(int, 'Times through the training images.', '--epochs', '--num-epochs', min=1, metavar='N')
-Side = option(int, 'Side of the network input, pixels.', min=1, metavar='PIXELS')
-Rate = option(float, 'Learning rate of Adam; a tenth of it after 60 % and 80 % of the epochs.', metavar='X')
-Valid = option(str, 'Share of the training classes held out to pick the best epoch on; or test, which picks on the '
-               'test classes as seed 002 does.', metavar='X')
+    print(table().drop(columns='quirks').to_string())
+
+def parse_settings(
+    texts: Iterable[str],  # such as 'net.dim=1024', 'schedule=cosine', 'lr={"loss": 0.01}'
+) -> dict:
+    "Read settings of a recipe: a word, or a dotted one, and a value in JSON or as plain text."
+    found = {}
+    for text in texts:
+        key, is_set, value = text.partition('=')
+        if not is_set or not key: raise ValueError(f'--set: expected NAME=VALUE, found {text!r}')
+        try: value = json.loads(value)
+        except ValueError: pass
+        name, _, part = key.partition('.')
+        found[name] = {**found.get(name, {}), part: value} if part else value
+    return found
+
+# %% ../nbs/10_cli.ipynb #8b24874d
+DataName = option(str | None, 'First word of the file names.', metavar='NAME', default='the layout')
+Net = option(str | None, 'Network: resnet50, bn_inception, bvlc_googlenet, any name of timm, …', '--backbone',
+             '--backbone-type', metavar='NAME', default="the recipe's")
+Scratch = switch('--from-scratch', 'Start from random weights.', 'ImageNet weights')
+Recalls = option(str, 'The K of Recall@K, with commas; the first picks the best epoch.', metavar='K,K')
+BatchSize = option(int | None, 'Images a step, over all processes.', min=2, metavar='N', default="the recipe's")
+Epochs = option(int | None, 'Times through the training images.', '--epochs', '--num-epochs', min=1, metavar='N',
+                default="the recipe's")
+Side = option(int | None, 'Side of the network input, pixels.', min=1, metavar='PIXELS', default="the recipe's")
+Rate = option(float | None, 'Learning rate of all parameters.', metavar='X', default="the recipe's")
+Valid = option(str | None, 'How the epoch is picked: share of the training classes to hold out; test, which picks on the '
+               'test classes; last, which picks none.', metavar='X', default="the recipe's")
 Resume = switch('--resume', 'Go on after the last epoch that an interrupted run finished.')
-BF16 = switch('--bf16', 'Compute in bfloat16 where that is safe.', 'float32')
+Precision = option(str, 'float32, bf16 or fp16, where that is safe.', metavar='NAME')
 Results = option(Path, 'Folder for weights, statistics, database and pictures.', metavar='FOLDER')
+Undo = option(str | None, 'Quirks of the recipe not to repeat, with commas, or all.', metavar='NAMES', default='none')
+Set = option(list[str], 'Any setting of the recipe, such as net.dim=1024 or schedule=cosine.', '--set',
+             metavar='NAME=VALUE', default='none')
+Log = option(str | None, 'Also log to tensorboard or wandb.', metavar='NAME', default='none')
+Processes = option(int, 'Train in so many processes, one a GPU, or on the CPU.', min=1, metavar='N')
 
 # %% ../nbs/10_cli.ipynb #d9780fd7
 def check_test_rows(table: 'pd.DataFrame'):
@@ -514,16 +550,116 @@ def check_test_rows(table: 'pd.DataFrame'):
     if n < 2: raise ValueError(f"{table.attrs['root']}: {n} test images, too few to score a trained model on")
     sides(table)
 
-# %% ../nbs/10_cli.ipynb #ba6ce9a4
+# %% ../nbs/10_cli.ipynb #a3e156dc
+def logger_of(name: str | None, learn) -> list:
+    "The callback of a logger, as a list; ValueError for an unknown one or one that is not installed."
+    if name not in (None, 'tensorboard', 'wandb'): raise ValueError(f'--log {name}: not one of tensorboard, wandb')
+    if name is None: return []
+    out, prefix = Path(learn.path), learn.prefix
+    try:
+        if name == 'tensorboard':
+            from fastai.callback.tensorboard import TensorBoardCallback
+            return [TensorBoardCallback(out/'tensorboard'/prefix, trace_model=False, log_preds=False)]
+        import wandb
+        from fastai.callback.wandb import WandbCallback
+    except ImportError: raise ValueError(f'--log {name}: not installed; pip install {name}') from None
+    out.mkdir(parents=True, exist_ok=True)
+    wandb.init(project='fgir', name=prefix, dir=out, config=learn.facts)
+    return [WandbCallback(log_preds=False, log_model=False)]
+
+# %% ../nbs/10_cli.ipynb #f2d1f4fd
+def one_of_several(words: list[str]) -> int:
+    "Run a command line as one of several processes, silent but for the first; its status."
+    first = os.environ['RANK'] == '0'
+    with open(os.devnull, 'w') as nowhere, redirect_stdout(sys.stdout if first else nowhere):
+        status = main(words)
+    if status: raise SystemExit(status)
+    return status
+
+def in_processes(
+    n: int,
+    words: list[str],  # of the command line
+) -> bool:  # False: this process is the one, or one of those, to do the work
+    "Run a command in `n` processes; RuntimeError if one of them fails, which said why."
+    if n == 1 or 'WORLD_SIZE' in os.environ: return False
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in ('torch.distributed', 'torch.multiprocessing'): logging.getLogger(name).setLevel(logging.CRITICAL)
+    config = LaunchConfig(1, 1, n, rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0, run_id='fgir')
+    try: elastic_launch(config, one_of_several)(words)
+    except ChildFailedError: raise RuntimeError('a process failed') from None
+    return True
+
+# %% ../nbs/10_cli.ipynb #cd812ed1
+def fit_and_log(learn, resume: bool, force: bool, log: str | None = None) -> bool:
+    "Train by the recipe; whether this is the process to go on and measure."
+    from fastai.torch_core import rank_distrib
+
+    out, several = Path(learn.path), 'WORLD_SIZE' in os.environ
+    if not (force or resume or several): refuse_existing(sorted(out.glob(f'{learn.prefix}_*')))
+    cbs = [] if rank_distrib() else logger_of(log, learn)
+    with epochs_shown(learn): learn.fit_recipe(resume=resume, force=force, cbs=cbs)
+    return rank_distrib() == 0
+
+def train_and_score(learn, table: 'pd.DataFrame', ks: list[int], *how):
+    "Train, describe the test images, print their Recall@K and where the files are."
+    from fgir.evaluation import evaluate as evaluate_features
+    from fgir.recipes import save_results
+
+    if not fit_and_log(learn, *how): return
+    features = save_results(learn, table, force=True, progress=watched())
+    print_recall(evaluate_features({learn.recipe['recipe']: features}, ks))
+    print(f'files: {Path(learn.path)/learn.prefix}_*')
+
+def given(**settings) -> dict:
+    "The settings that are not None."
+    return {k: v for k, v in settings.items() if v is not None}
+
+# %% ../nbs/10_cli.ipynb #6f446607
+@train.command(hidden=True)
+def recipe(
+    ctx: typer.Context, root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
+    backbone: Net = None, weights: Weights = None, from_scratch: Scratch = False, undo: Undo = None,
+    recalls: Recalls = '1,2,4,8', batch_size: BatchSize = None, epochs: Epochs = None, size: Side = None, lr: Rate = None,
+    valid: Valid = None, seed: Seed = 0, precision: Precision = 'float32', settings: Set = (), processes: Processes = 1,
+    log: Log = None, workers: Workers = None, device: Device = None, resume: Resume = False, skip_bad: SkipBad = False,
+    out: Results = Path('results'), force: Force = False,
+):
+    "Train by a recipe and describe the test images with the result."
+    name, ks = ctx.info_name, parse_ranks(recalls, '--recalls')
+    changes = parse_settings(settings) | given(
+        backbone=backbone, weights=weights, batch_size=batch_size, epochs=epochs, size=size, lr=lr, seed=seed, ks=ks,
+        valid=valid and parse_valid(valid), crop=crop or None, pretrained=False if from_scratch else None, precision=precision)
+    check_writable(out)
+    from fgir.recipes import get_recipe, learner_from_recipe
+
+    undo = undo if undo in (None, 'all') else undo.split(',')
+    get_recipe(name, undo or (), **changes)
+    table = read_data(root, data, skip_bad, crop, split=split, level=level)
+    check_test_rows(table)
+    if in_processes(processes, ctx.obj): return
+    loaders = dict(num_workers=workers, device=device and pick_device(device))
+    learn = learner_from_recipe(name, table, undo or (), out=out, loaders=loaders, **changes)
+    train_and_score(learn, table, ks, resume, force, log)
+
+# %% ../nbs/10_cli.ipynb #e70bc8a3
+GDConfig = option(str, 'Global descriptors: S, M, G, SM, MS, SG, GS, MG, GM, SMG, MSG or GSM.', metavar='LETTERS')
+Dim = option(int, 'Length of the embedding, divisible by the number of letters.', min=1, metavar='N')
+Smoothing = option(float, 'Label smoothing, share of the target from 0 to below 1.', metavar='X')
+Temperature = option(float, 'Divides the class scores, above 0.', metavar='X')
+Margin = option(float, 'Of the triplet loss, distance between unit vectors (0 to 2).', metavar='X')
+
+# %% ../nbs/10_cli.ipynb #68d9796f
 @train.command()
 def cgd(
-    root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
-    data_name: DataName = None, backbone: CGDBackbone = 'resnet50', weights: Weights = None,
-    from_scratch: Scratch = False, gd_config: GDConfig = 'SG', feature_dim: Dim = 1536,
-    smoothing: Smoothing = .1, temperature: Temperature = .5, margin: Margin = .1, recalls: Recalls = '1,2,4,8',
-    batch_size: BatchSize = 128, epochs: Epochs = 20, size: Side = 224, lr: Rate = 1e-4, valid: Valid = '0.2',
-    seed: Seed = 0, workers: Workers = None, device: Device = None, bf16: BF16 = False, resume: Resume = False,
-    skip_bad: SkipBad = False, out: Results = Path('results'), force: Force = False,
+    ctx: typer.Context, root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
+    data_name: DataName = None, backbone: Net = 'resnet50', weights: Weights = None, from_scratch: Scratch = False,
+    gd_config: GDConfig = 'SG', feature_dim: Dim = 1536, smoothing: Smoothing = .1, temperature: Temperature = .5,
+    margin: Margin = .1, recalls: Recalls = '1,2,4,8', batch_size: BatchSize = 128, epochs: Epochs = 20, size: Side = 224,
+    lr: Rate = 1e-4, valid: Valid = '0.2', seed: Seed = 0, precision: Precision = 'float32', processes: Processes = 1,
+    log: Log = None, workers: Workers = None, device: Device = None, resume: Resume = False, skip_bad: SkipBad = False,
+    out: Results = Path('results'), force: Force = False,
 ):
     "Train a combination of multiple global descriptors (CGD, seed 002) and describe the test images with it."
     ks, valid = parse_ranks(recalls, '--recalls'), parse_valid(valid)
@@ -531,19 +667,58 @@ def cgd(
     check_writable(out)
     table = read_data(root, data, skip_bad, crop, split=split, level=level)
     check_test_rows(table)
-    from fgir.cgd import cgd_learner, save_cgd_results
-    from fgir.evaluation import evaluate as evaluate_features
+    if in_processes(processes, ctx.obj): return
+    from fgir.cgd import cgd_learner
 
     learn = cgd_learner(
         table, data_name, gd_config, feature_dim, smoothing, temperature, margin, batch_size, epochs=epochs,
         backbone=backbone, weights=weights, pretrained=not from_scratch, crop=crop, size=size, lr=lr, recalls=ks,
-        valid=valid, out=out, seed=seed, num_workers=workers, device=pick_device(device))
-    if not (force or resume): refuse_existing(sorted(out.glob(f'{learn.prefix}_*')))
-    if bf16: learn.to_bf16()
-    with epochs_shown(learn): learn.fit_recipe(resume=resume, force=force)
-    features = save_cgd_results(learn, table, force=True, progress=watched())
-    print_recall(evaluate_features({'CGD': features}, ks))
-    print(f"files: {out/learn.prefix}_*")
+        valid=valid, out=out, seed=seed, precision=precision, num_workers=workers, device=device and pick_device(device))
+    train_and_score(learn, table, ks, resume, force, log)
+
+# %% ../nbs/10_cli.ipynb #d92837bf
+Accuracy = option(str | None, 'How the epoch is picked: test, which picks on the test images as seed 004 does; a share of '
+                  "each class's training images to hold out; last, which picks none.", '--valid', metavar='X', default='test')
+
+@train.command()
+def fgic(
+    ctx: typer.Context, root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
+    data_name: DataName = None, backbone: Net = 'resnet50', weights: Weights = None, from_scratch: Scratch = False,
+    smoothing: Smoothing = .1, batch_size: BatchSize = 64, epochs: Epochs = 128, size: Side = 448, lr: Rate = None,
+    valid: Accuracy = 'test', seed: Seed = 2020, precision: Precision = 'float32', processes: Processes = 1, log: Log = None,
+    workers: Workers = None, device: Device = None, resume: Resume = False, skip_bad: SkipBad = False,
+    out: Results = Path('results'), force: Force = False,
+):
+    "Train a fine-grained classifier (seed 004) and measure its accuracy on training and test images."
+    check_writable(out)
+    table = read_data(root, data, skip_bad, crop, split=split, level=level)
+    from fgir.classify import check_classes, fgic_learner, finish_fgic
+
+    check_classes(table)
+    if in_processes(processes, ctx.obj): return
+    learn = fgic_learner(
+        table, backbone, size, weights, not from_scratch, epochs, batch_size, lr, smoothing, precision, parse_valid(valid), crop,
+        out, seed, data_name, num_workers=workers, device=device and pick_device(device))
+    if not fit_and_log(learn, resume, force, log): return
+    print((finish_fgic(learn, table, progress=watched())*100).to_string(float_format='%.2f'))
+    print(f'files: {out/learn.prefix}*')
+
+# %% ../nbs/10_cli.ipynb #bb8824b8
+@app.command()
+def classify(
+    images: argument(list[Path], 'IMAGE...', 'Photographs.'),
+    model: option(Path, 'A classifier: a file (.safetensors) of `fgir train fgic`.', metavar='FILE'),
+    k: option(int, 'Classes to name.', '-k', '--k', min=1, metavar='N') = 5,
+    box: Box = None,
+    as_json: switch('--json', 'Print JSON.', 'a table') = False,
+):
+    "Name the likeliest classes of photographs."
+    from fgir.classify import classify_image
+
+    answers = {str(image): classify_image(model, image, k=k, box=box).reset_index() for image in images}
+    if as_json: print(json.dumps({image: answer.to_dict('records') for image, answer in answers.items()}))
+    else:
+        for image, answer in answers.items(): print(f"{image}\n{answer.to_string(index=False, float_format='%.4f')}")
 
 # %% ../nbs/10_cli.ipynb #ef941df7
 Output = option(Path, 'File to write (.safetensors).', metavar='FILE')
@@ -621,7 +796,7 @@ def pick_array(
     if name not in features.names: raise ValueError(f"--array: name one of {', '.join(features.names)}")
     return name
 
-# %% ../nbs/10_cli.ipynb #b7abcabd
+# %% ../nbs/10_cli.ipynb #236ccc8f
 @app.command()
 def search(
     image: argument(Path, 'IMAGE', 'The photograph to search with.'),
@@ -630,8 +805,7 @@ def search(
     descriptor: Descriptor = None,
     array: option(str | None, 'Array to search in.', metavar='NAME', default='the only one, or embedding') = None,
     k: option(int, 'Images to find.', '-k', '--k', min=1, metavar='N') = 8,
-    box: option(tuple[float, float, float, float] | None, 'Crop the photograph to this box, pixels.',
-                metavar='X1 Y1 X2 Y2', default='the whole photograph') = None,
+    box: Box = None,
     as_json: switch('--json', 'Print JSON.', 'a table') = False,
     picture: option(Path | None, 'Write a picture of the answer.', metavar='PNG', default='none') = None,
     device: Device = None, force: Force = False,

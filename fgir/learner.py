@@ -6,11 +6,11 @@ Docs: https://fgir.github.io/fgir/learner.html.md"""
 
 # %% auto #0
 __all__ = ['adam', 'RetrievalEval', 'embedding_of', 'table_recall', 'RetrievalRecorder', 'TrainOnlyLoss', 'split_groups',
-           'SeedEpoch', 'FreezeBN', 'WarmUp', 'ClipValue', 'StopAfter', 'join_processes', 'gather_rows', 'GlobalBatch',
-           'AnyDevicePrecision', 'KeepState', 'SaveBest', 'Statistics', 'pack', 'unpack', 'RetrievalLearner',
-           'retrieval_learner']
+           'SeedEpoch', 'FreezeBN', 'WarmUp', 'ClipValue', 'StopAfter', 'join_processes', 'gather_rows', 'norm_of_all',
+           'GlobalBatch', 'AnyDevicePrecision', 'KeepState', 'SaveBest', 'Statistics', 'pack', 'unpack',
+           'RetrievalLearner', 'retrieval_learner']
 
-# %% ../nbs/04_learner.ipynb #87075961
+# %% ../nbs/04_learner.ipynb #2e717441
 import json
 import os
 from copy import deepcopy
@@ -32,6 +32,7 @@ from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
 
 from .backbones import RetrievalNet, create_backbone, read_tensors, save_model
 from .data import image_path, write_atomic
@@ -209,15 +210,27 @@ def gather_rows(x: Tensor) -> Tensor:
     parts[rank_distrib()] = x
     return torch.cat(parts)
 
-# %% ../nbs/04_learner.ipynb #5c5c7d78
+# %% ../nbs/04_learner.ipynb #75d105ed
+def norm_of_all(m: nn.Module) -> list:
+    "Let a batch normalization, while it trains, see the rows of all processes; the handles of its hooks."
+    def whole(m, args): return (torch.cat(all_gather(args[0].contiguous())),) if m.training else None
+    def own(m, args, out): return out.chunk(num_distrib())[rank_distrib()].clone() if m.training else None
+    return [m.register_forward_pre_hook(whole), m.register_forward_hook(own)]
+
+# %% ../nbs/04_learner.ipynb #66050f5b
 class GlobalBatch(Callback):
     "Take the loss over the batches of all processes together, and add up their gradients of the network."
-    order, run_valid = MixedPrecision.order + 1, False
+    order, run_valid, hooks = MixedPrecision.order + 1, False, ()
 
     def before_fit(self):
         join_processes(self.dls.device)
-        for x in [*self.model.state_dict().values(), *self.learn.loss_func.state_dict().values()]:
-            distributed.broadcast(x, 0)
+        for x in self.model.state_dict().values(): distributed.broadcast(x, 0)
+        self.after_fit()
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.hooks = [hook for m in norms for hook in norm_of_all(m)]
+
+    def before_train(self):
+        for x in self.learn.loss_func.state_dict().values(): distributed.broadcast(x, 0)
 
     def after_pred(self):
         whole = [gather_rows(x) for x in (self.pred if isinstance(self.pred, tuple) else [self.pred])]
@@ -227,6 +240,9 @@ class GlobalBatch(Callback):
     def after_backward(self):
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         for work in [distributed.all_reduce(g, async_op=True) for g in grads]: work.wait()
+
+    def after_fit(self):
+        for hook in self.hooks: hook.remove()
 
 # %% ../nbs/04_learner.ipynb #60cfc0cf
 class AnyDevicePrecision(MixedPrecision):
@@ -317,7 +333,7 @@ def unpack(skeleton, tensors: dict):
     if kind == 'list': return [unpack(v, tensors) for v in content]
     return content
 
-# %% ../nbs/04_learner.ipynb #5286ede2
+# %% ../nbs/04_learner.ipynb #3899a8db
 class RetrievalLearner(Learner):
     "A `Learner` for retrieval; made by `retrieval_learner`."
     first_epoch, epochs_before, epochs_done, fitting = 0, 0, 0, False
@@ -340,8 +356,11 @@ class RetrievalLearner(Learner):
             if hasattr(self, 'mixed_precision'): self.mixed_precision.leave()
 
     def _backward(self):
-        if self.in_run and not torch.isfinite(self.loss): raise FloatingPointError(self._broken_loss())
+        if self.in_run and not (self.loss.isfinite() and embedding_of(self.pred).isfinite().all()):
+            raise FloatingPointError(self._broken_batch())
         super()._backward()
+
+    def gather_args(self): return {}
 
     def freeze(self): self.freeze_to(1)
 
@@ -358,14 +377,15 @@ class RetrievalLearner(Learner):
             self.epochs_before, self.epochs_done = epochs
             for o, state in zip((self.model, self.loss_func, self.opt), before, strict=True): o.load_state_dict(state)
 
-# %% ../nbs/04_learner.ipynb #55465762
+# %% ../nbs/04_learner.ipynb #480e4082
 @patch
-def _broken_loss(self: RetrievalLearner) -> str:
-    "The loss, where it happened, and the images of all processes' batches, one a line."
+def _broken_batch(self: RetrievalLearner) -> str:
+    "What broke, where it happened, and the images of all processes' batches, one a line."
     dl, epoch = self.dls.train, self.epochs_before + self.epoch
     rows = dl.step_rows(epoch, self.iter) if hasattr(dl, 'step_rows') else []
     images = [str(image_path(dl.table, row)) for row in rows] or ['unknown: the loader is none of `retrieval_dls`']
-    return '\n'.join([f'loss {self.loss.item()} in epoch {self.epoch}, step {self.iter}, of the images', *images])
+    what = 'embeddings with NaN or infinity' if self.loss.isfinite() else f'loss {self.loss.item()}'
+    return '\n'.join([f'{what} in epoch {self.epoch}, step {self.iter}, of the images', *images])
 
 # %% ../nbs/04_learner.ipynb #ba8f6155
 @patch

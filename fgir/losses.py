@@ -138,7 +138,7 @@ def _share_of_all(smoothing: float, n_classes: int, spread: str) -> float:
         raise ValueError(f"smoothing={smoothing} over the others puts the true one of {n_classes} classes last")
     return smoothing * n_classes / (n_classes - 1)
 
-# %% ../nbs/02_losses.ipynb #259f7195
+# %% ../nbs/02_losses.ipynb #d9ae3c7e
 class LabelSmoothingCE(nn.Module):
     "Cross-entropy of logits over a temperature against smoothed targets (seeds 002 and 004)."
     def __init__(
@@ -165,6 +165,10 @@ class LabelSmoothingCE(nn.Module):
             raise ValueError(f"{n} logits a row need labels 0 to {n - 1}, got {y.min()} to {y.max()}")
         share = _share_of_all(self.smoothing, n, self.spread)
         return F.cross_entropy(z / self.temperature, y, label_smoothing=share)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        "The likeliest class of each row, (B,)."
+        return logits.argmax(1)
 
     def extra_repr(self) -> str:
         return f"smoothing={self.smoothing}, temperature={self.temperature}, spread={self.spread!r}"

@@ -9,12 +9,13 @@ __all__ = ['DEFAULTS', 'QUIRKS', 'RECIPES', 'OPTIMIZERS', 'SCHEDULES', 'recipes'
            'hold_out_images', 'choose_valid', 'build', 'per_group', 'train_accuracy_of', 'learner_from_recipe',
            'read_recipe', 'describe_test', 'save_results', 'run_seeds']
 
-# %% ../nbs/04a_recipes.ipynb #315a83dc
+# %% ../nbs/04a_recipes.ipynb #eca6c7d6
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import partial
+from glob import escape
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -374,7 +375,7 @@ def _check_same_run(self: RetrievalLearner, path: Path):
         if k in was and was[k] != v and k not in ('weights', 'about', 'source', 'quirks'):
             raise ValueError(f'{path}: a run of {k}={was[k]!r}, which cannot go on with {k}={v!r}; force=True begins anew')
 
-# %% ../nbs/04a_recipes.ipynb #ba517d23
+# %% ../nbs/04a_recipes.ipynb #61158656
 @patch
 def _files(self: RetrievalLearner) -> dict:
     "Names of a run's checkpoints: the epoch that was picked, and the state to go on from."
@@ -389,8 +390,11 @@ def _begin(self: RetrievalLearner, resume: bool, force: bool) -> int:
     if old and not (resume or force):
         raise FileExistsError(f'{old}: an earlier run; resume=True goes on with it, force=True begins anew')
     distrib_barrier()
-    if force and not resume and not rank_distrib():
-        for path in (best, last, best.with_suffix('.json'), last.with_suffix('.json')): path.unlink(missing_ok=True)
+    if not rank_distrib():
+        Path(self.path).mkdir(parents=True, exist_ok=True)
+        litter = Path(self.path).glob(f'.{escape(self.prefix)}_*.????????.*')
+        old = [best, last, best.with_suffix('.json'), last.with_suffix('.json')] if force and not resume else []
+        for path in (*old, *litter): path.unlink(missing_ok=True)
     if not resume: return 0
     if last.exists(): self._check_same_run(last)
     return self.load_state(last.stem)
@@ -426,17 +430,17 @@ def read_recipe(path) -> dict:  # a checkpoint that `fit_recipe` wrote
     if 'recipe' not in record: raise ValueError(f'{path}: not trained by a recipe')
     return {k: record[k] for k in ('recipe', *DEFAULTS) if k in record}
 
-# %% ../nbs/04a_recipes.ipynb #7ab55718
+# %% ../nbs/04a_recipes.ipynb #35ac3868
 def describe_test(
     learn: RetrievalLearner,  # trained by `fit_recipe`
     table: pd.DataFrame,      # its test (or query and gallery) rows are described
     progress: bool = True,
     **kwargs,                 # to `extract`: out, bs, …
 ) -> Features:
-    "Features of the test images, cut as the recipe says."
+    "Features of the test images, cut as the recipe says; of a classifier, what it feeds its last layer with."
     test = table[table['split'].isin(['test', 'query', 'gallery'])].reset_index(drop=True)
     r = learn.recipe
-    return extract(learn.model, test, size=r['size'], tfms=r['tfms'], crop=r['crop'],
+    return extract(getattr(learn.model, 'descriptor', learn.model), test, size=r['size'], tfms=r['tfms'], crop=r['crop'],
                    num_workers=learn.dls.train.fake_l.num_workers, progress=progress, **kwargs)
 
 

@@ -200,6 +200,15 @@ train cgd ROOT TRAIN --device tpu-less => --device
 train cgd ROOT TRAIN --backbone no_such_net => no_such_net
 train cgd ROOT/images TRAIN --split train => 0 test images
 train cgd ROOT TRAIN --from-scratch --weights random.pth => --from-scratch and --weights
+train msless nowhere => did you mean msloss
+train msloss nowhere => nowhere: no folder
+train msloss ROOT --undo sign_flip => quirk of msloss
+train msloss ROOT --set epochs => expected NAME=VALUE
+train msloss ROOT --set epoch=3 => did you mean epochs
+train msloss ROOT --from-scratch --set per_class=3 => bs=80 is not a multiple of 3
+train msloss ROOT --from-scratch --backbone test_resnet => do not fill a batch of 16 classes
+train msloss ROOT --precision half => precision
+train pp_norm_softmax ROOT --from-scratch --backbone test_resnet --batch-size 8 --size 32 --valid 0.5 --log neptune => --log neptune
 extract ROOT --out x.st => --backbone NAME
 extract ROOT --out x.st --model no.st --weights x => --weights and --pool
 extract ROOT --out x.st --model no.st --pool S => --weights and --pool
@@ -338,6 +347,39 @@ def test_every_command_is_listed():
     out = fgir()
     assert all(f'\n  {c.split()[0]} ' in out for c in COMMANDS)
     assert 'cgd' in fgir('train', '--help')
+
+
+PROXIES = ('--backbone test_resnet --from-scratch --size 32 --batch-size 8 --epochs 2 --valid 0.5 --set net.dim=16 '
+           '--set lr.loss=0.1 --workers 0').split()
+
+
+def test_a_recipe_by_name(fish, tmp_path, capsys):
+    """Settings are changed, the quirk is undone, the run resumes and logs."""
+    words = ['train', 'pp_norm_softmax', fish.attrs['root'], *PROXIES, '--out', tmp_path, '--undo', 'ragged_batch,bn_affine']
+    status, out, err = run(capsys, *words, '--log', 'tensorboard')
+    assert status == 0 and 'pp_norm_softmax' in out and 'R@1' in out, err
+    recipe = json.loads(next(tmp_path.glob('*_model.json')).read_text())
+    assert recipe['net']['dim'] == 16 and recipe['lr'] == {'backbone': 1e-4, 'head': 1e-4, 'loss': .1}
+    assert recipe['quirks'] == ['last_weights'] and recipe['drop_last'] is True and recipe['valid'] == .5
+    assert list((tmp_path/'tensorboard').rglob('events.out.*'))
+    refused(capsys, *words, says='--force overwrites it')
+    assert run(capsys, *words, '--resume')[0] == 0
+    refused(capsys, *words, '--resume', '--lr', 1, says='cannot go on with lr=1')
+
+
+def test_two_processes_train_one_network(fish, tmp_path):
+    out = fgir('train', 'pp_norm_softmax', fish.attrs['root'], *PROXIES, '--out', tmp_path, '--processes', 2)
+    assert out.count('\nepoch ') == 2 and out.count('model descriptor') == 1
+    assert len(pd.read_csv(next(tmp_path.glob('*_statistics.csv')))) == 2
+    assert len(list(tmp_path.glob('*_data_base.safetensors'))) == 1
+    err = fgir('train', 'pp_norm_softmax', fish.attrs['root'], *PROXIES, '--batch-size', 9, '--out', tmp_path/'b',
+               '--processes', 2, status=1)
+    assert '9 images cannot be shared by 2 processes' in err and 'Traceback' not in err
+
+
+def test_the_list_of_recipes(capsys):
+    status, out, _ = run(capsys, 'recipes')
+    assert status == 0 and all(name in out for name in ('msloss', 'arcface_1024', 'proxy_anchor_sop', 'fgic', 'seed 003'))
 
 
 @pytest.mark.data

@@ -477,3 +477,7 @@ def test_multi_similarity_leaves_out_copies_and_the_row_itself():
     x = torch.tensor([[1., 0], [1, 0], [.95, math.sqrt(1 - .95**2)]], dtype=torch.float64)
     assert MultiSimilarityLoss()(x, torch.tensor([0, 0, 1])).item() == 0
     assert MultiSimilarityLoss()(.9 * x[1:], torch.tensor([0, 1])).item() == 0
+
+
+def test_predictions_of_a_classifier_and_of_proxies():
+    assert LabelSmoothingCE().predict(LOGITS).tolist() == [row.index(max(row)) for row in LOGITS.tolist()]
