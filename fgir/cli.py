@@ -8,15 +8,15 @@ Docs: https://fgir.github.io/fgir/cli.html.md"""
 __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'Root', 'Data', 'Split', 'Level', 'Crop', 'SkipBad', 'Workers', 'Device',
            'Seed', 'Force', 'Model', 'Backbone', 'Weights', 'Pool', 'Descriptor', 'Size', 'Transform', 'Batch', 'Ranks',
            'Box', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'Net', 'Scratch', 'Recalls', 'BatchSize',
-           'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set', 'Log', 'Processes',
-           'GDConfig', 'Dim', 'Smoothing', 'Temperature', 'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows',
-           'RecipeGroup', 'about', 'one_line', 'main', 'option', 'argument', 'switch', 'parse_ranks', 'parse_valid',
-           'check_writable', 'refuse_existing', 'watched', 'epochs_shown', 'detect_layout', 'find_reader',
-           'given_choices', 'read_data', 'pick_device', 'check_descriptor_options', 'record_of', 'load_network',
-           'load_descriptor', 'pick_rows', 'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run',
-           'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_test_rows', 'logger_of',
-           'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'given', 'recipe', 'cgd', 'fgic',
-           'classify', 'extract', 'name_files', 'evaluate', 'pick_array', 'search']
+           'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set', 'AnySeed', 'Log',
+           'Processes', 'GDConfig', 'Dim', 'Smoothing', 'Temperature', 'Margin', 'Accuracy', 'Output', 'SeedJSON',
+           'Rows', 'RecipeGroup', 'about', 'one_line', 'main', 'option', 'argument', 'switch', 'parse_ranks',
+           'parse_valid', 'check_writable', 'refuse_existing', 'watched', 'epochs_shown', 'detect_layout',
+           'find_reader', 'given_choices', 'read_data', 'pick_device', 'check_descriptor_options', 'record_of',
+           'load_network', 'load_descriptor', 'pick_rows', 'settings', 'print_recall', 'demo_learner',
+           'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings',
+           'check_test_rows', 'logger_of', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'given',
+           'recipe', 'cgd', 'fgic', 'classify', 'extract', 'name_files', 'evaluate', 'pick_array', 'search']
 
 # %% ../nbs/10_cli.ipynb #82e96792
 import json
@@ -519,7 +519,7 @@ def parse_settings(
         found[name] = {**found.get(name, {}), part: value} if part else value
     return found
 
-# %% ../nbs/10_cli.ipynb #8b24874d
+# %% ../nbs/10_cli.ipynb #62bdd8d8
 DataName = option(str | None, 'First word of the file names.', metavar='NAME', default='the layout')
 Net = option(str | None, 'Network: resnet50, bn_inception, bvlc_googlenet, any name of timm, …', '--backbone',
              '--backbone-type', metavar='NAME', default="the recipe's")
@@ -538,6 +538,7 @@ Results = option(Path, 'Folder for weights, statistics, database and pictures.',
 Undo = option(str | None, 'Quirks of the recipe not to repeat, with commas, or all.', metavar='NAMES', default='none')
 Set = option(list[str], 'Any setting of the recipe, such as net.dim=1024 or schedule=cosine.', '--set',
              metavar='NAME=VALUE', default='none')
+AnySeed = option(int | None, 'Of everything random.', '--seed', min=0, metavar='N', default="the recipe's")
 Log = option(str | None, 'Also log to tensorboard or wandb.', metavar='NAME', default='none')
 Processes = option(int, 'Train in so many processes, one a GPU, or on the CPU.', min=1, metavar='N')
 
@@ -616,13 +617,13 @@ def given(**settings) -> dict:
     "The settings that are not None."
     return {k: v for k, v in settings.items() if v is not None}
 
-# %% ../nbs/10_cli.ipynb #6f446607
+# %% ../nbs/10_cli.ipynb #1db3fa57
 @train.command(hidden=True)
 def recipe(
     ctx: typer.Context, root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
     backbone: Net = None, weights: Weights = None, from_scratch: Scratch = False, undo: Undo = None,
     recalls: Recalls = '1,2,4,8', batch_size: BatchSize = None, epochs: Epochs = None, size: Side = None, lr: Rate = None,
-    valid: Valid = None, seed: Seed = 0, precision: Precision = 'float32', settings: Set = (), processes: Processes = 1,
+    valid: Valid = None, seed: AnySeed = None, precision: Precision = 'float32', settings: Set = (), processes: Processes = 1,
     log: Log = None, workers: Workers = None, device: Device = None, resume: Resume = False, skip_bad: SkipBad = False,
     out: Results = Path('results'), force: Force = False,
 ):

@@ -51,7 +51,7 @@ class Shrink(v2.Transform):
         if short <= self.size: return img
         return img.resize([round(side*self.size/short) for side in img.size], Image.Resampling.BILINEAR)
 
-# %% ../nbs/00c_loaders.ipynb #49b61d5f
+# %% ../nbs/00c_loaders.ipynb #8924d539
 TRANSFORMS = {
     'cgd': dict(
         size=224, about='train: squash to 252, random crop 224, flip; test: squash to 224 (seed 002)',
@@ -64,6 +64,10 @@ TRANSFORMS = {
     'cfga_pretrained': dict(
         size=256, about='test: short side shrunk to 256 if larger, no crop, so sizes vary; no training (seed 001)',
         train=None, test=lambda s: [Shrink(s)]),
+    'moving_proxy': dict(
+        size=256, about='train: random resized crop 256, flip; test: short side 292, center crop 256 (history of seed 003)',
+        train=lambda s: [v2.RandomResizedCrop(s), v2.RandomHorizontalFlip()],
+        test=lambda s: [v2.Resize(round(s*292/256)), v2.CenterCrop(s)]),
     'squash': dict(
         size=224, about='train and test: squash to 224, nothing random (test as in seed 002)',
         train=lambda s: [_squash(s)], test=lambda s: [_squash(s)]),

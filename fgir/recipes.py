@@ -99,14 +99,14 @@ for name in ('msloss', 'cosface', 'arcface'):
 for name in ('cosface', 'arcface', 'cosface_1024', 'arcface_1024'):
     RECIPES[f'{name}_cub'] = dict(RECIPES[name], data='cub', steps=3000)
 
-# %% ../nbs/04a_recipes.ipynb #de2724d6
+# %% ../nbs/04a_recipes.ipynb #3965833f
 def _official(data, backbone, batch_size, lr, warm_up, every, gamma, **more) -> dict:
     "A row of the table in the README of Proxy-Anchor."
     return dict(about='Proxy-Anchor, official', source='seed 001', data=data, backbone=backbone, batch_size=batch_size,
                 net=dict(name='RetrievalNet', pool='avg+max', dim=512, init='kaiming'), loss=dict(name='ProxyAnchorLoss'),
                 optimizer=dict(name='adamw'), lr=dict(backbone=lr, head=lr, loss=100*lr), wd=1e-4, epochs=60,
                 schedule=dict(name='steps', at=list(range(every, 60, every)), of=60, gamma=gamma), warm_up=warm_up,
-                clip_value=10., valid='test', **{'quirks': ['bn_affine', 'test_selection'], **more})
+                clip_value=10., valid='test', seed=1, **{'quirks': ['bn_affine', 'test_selection'], **more})
 
 _SHOP = dict(freeze_bn='', quirks=['test_selection'])
 RECIPES |= {
@@ -117,10 +117,10 @@ RECIPES |= {
     'proxy_anchor_sop': _official('sop', 'bn_inception', 180, 6e-4, 1, 20, .25, ks=[1, 10, 100, 1000], **_SHOP),
     'proxy_anchor_inshop': _official('inshop', 'bn_inception', 180, 6e-4, 1, 20, .25, ks=[1, 10, 20, 30, 40], **_SHOP)}
 
-# %% ../nbs/04a_recipes.ipynb #0aa2212d
+# %% ../nbs/04a_recipes.ipynb #5fafcc20
 _PP = dict(source='seed 003', net=dict(name='RetrievalNet', pool='M', dim=512, layer_norm=True, bias=False),
            optimizer=dict(name='adamp'), lr=dict(backbone=1e-4, head=1e-4, loss=1e-2), drop_last=False, warm_up=2,
-           schedule=dict(name='steps', at=[5, 10, 15], of=20, gamma=.5), valid='last',
+           schedule=dict(name='steps', at=[5, 10, 15], of=20, gamma=.5), valid='last', seed=1,
            quirks=['bn_affine', 'ragged_batch', 'last_weights'])
 
 RECIPES |= {
@@ -133,7 +133,7 @@ RECIPES |= {
     'pp_later': dict(_PP, about='Proxy-Anchor, later head', net=dict(name='RetrievalNet', pool='avg+max', dim=512, bias=False),
                      loss=dict(name='ProxyAnchorLoss', init='unit'), optimizer=dict(name='adamw'), wd=1e-4),
     'pp_moving_proxy': dict(_PP, about='moving proxies', loss=dict(name='MovingProxyLoss'), optimizer=dict(name='adam'),
-                            lr=1e-4, size=256, batch_size=128, epochs=30, warm_up=0, valid='test',
+                            lr=1e-4, tfms='moving_proxy', size=256, batch_size=128, epochs=30, warm_up=0, valid='test', seed=0,
                             schedule=dict(name='steps', at=[15], of=30, gamma=.1), quirks=['bn_affine', 'test_selection'])}
 
 # %% ../nbs/04a_recipes.ipynb #c802f537
