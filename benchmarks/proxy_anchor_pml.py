@@ -61,9 +61,11 @@ def plain(table, args):
     net = RetrievalNet(body, pool='M', dim=512, layer_norm=True, bias=False).to(args.device, memory_format=torch.channels_last)
     train, valid, test = (loader(held[held['split'] == s], args, s == 'train', body) for s in ('train', 'valid', 'test'))
     loss = ProxyAnchorLoss(held[held['split'] == 'train']['label'].nunique(), 512, margin=.1, alpha=32).to(args.device)
+    loss.proxies.data.copy_(F.normalize(torch.randn_like(loss.proxies)))
     opt = AdamP([dict(params=body.parameters()), dict(params=net.head.parameters()),
                  dict(params=loss.parameters(), lr=1e-2)], lr=1e-4)
-    schedule = torch.optim.lr_scheduler.StepLR(opt, max(1, args.epochs//4), .5)
+    quarters = [args.epochs*k//4 for k in (1, 2, 3)]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(opt, quarters, .5)
     recall, best, seconds = AccuracyCalculator(include=('precision_at_1',), k=1), (-1, None), []
     for epoch in range(args.epochs):
         start = time.perf_counter()

@@ -8,15 +8,16 @@ Docs: https://fgir.github.io/fgir/cli.html.md"""
 __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'Root', 'Data', 'Split', 'Level', 'Crop', 'SkipBad', 'Workers', 'Device',
            'Seed', 'Force', 'Model', 'Backbone', 'Weights', 'Pool', 'Descriptor', 'Size', 'Transform', 'Batch', 'Ranks',
            'Box', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'Net', 'Scratch', 'Recalls', 'BatchSize',
-           'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set', 'AnySeed', 'Log',
-           'Processes', 'GDConfig', 'Dim', 'Smoothing', 'Temperature', 'Margin', 'Accuracy', 'Output', 'SeedJSON',
-           'Rows', 'RecipeGroup', 'about', 'one_line', 'main', 'option', 'argument', 'switch', 'parse_ranks',
-           'parse_valid', 'check_writable', 'refuse_existing', 'watched', 'epochs_shown', 'detect_layout',
-           'find_reader', 'given_choices', 'read_data', 'pick_device', 'check_descriptor_options', 'record_of',
-           'load_network', 'load_descriptor', 'pick_rows', 'settings', 'print_recall', 'demo_learner',
+           'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set', 'AnyRecalls',
+           'AnyPrecision', 'AnySeed', 'Log', 'Processes', 'GDConfig', 'Dim', 'Smoothing', 'Temperature', 'Margin',
+           'Accuracy', 'Output', 'SeedJSON', 'Rows', 'RecipeGroup', 'about', 'one_line', 'main', 'option', 'argument',
+           'switch', 'parse_ranks', 'parse_valid', 'check_writable', 'refuse_existing', 'watched', 'epochs_shown',
+           'detect_layout', 'find_reader', 'given_choices', 'read_data', 'pick_device', 'check_descriptor_options',
+           'record_of', 'load_network', 'load_descriptor', 'pick_rows', 'settings', 'print_recall', 'demo_learner',
            'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings',
-           'check_test_rows', 'logger_of', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'given',
-           'recipe', 'cgd', 'fgic', 'classify', 'extract', 'name_files', 'evaluate', 'pick_array', 'search']
+           'check_test_rows', 'logger_of', 'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log',
+           'train_and_score', 'given', 'recipe', 'cgd', 'fgic', 'classify', 'extract', 'name_files', 'evaluate',
+           'pick_array', 'search']
 
 # %% ../nbs/10_cli.ipynb #82e96792
 import json
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from fgir.features import Features
 
-# %% ../nbs/10_cli.ipynb #08dc5c33
+# %% ../nbs/10_cli.ipynb #f67faa7a
 STYLE = dict(rich_markup_mode=None, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 120})
 app = typer.Typer(name='fgir', add_completion=False, pretty_exceptions_enable=False, **STYLE)
 
@@ -51,7 +52,9 @@ class RecipeGroup(typer.core.TyperGroup):
     def get_command(self, ctx, name):
         return super().get_command(ctx, name) or (super().get_command(ctx, 'recipe') if name.isidentifier() else None)
 
-    def resolve_command(self, ctx, words): return words[0], *super().resolve_command(ctx, words)[1:]
+    def resolve_command(self, ctx, words):
+        name = words[0].replace('-', '_')
+        return name, *super().resolve_command(ctx, [name, *words[1:]])[1:]
 
 train = typer.Typer(name='train', cls=RecipeGroup, help='Train a model by the recipe of a paper: cgd, fgic, or any other '
                     'name of `fgir recipes`.', **STYLE)
@@ -519,7 +522,7 @@ def parse_settings(
         found[name] = {**found.get(name, {}), part: value} if part else value
     return found
 
-# %% ../nbs/10_cli.ipynb #62bdd8d8
+# %% ../nbs/10_cli.ipynb #4fb91e3f
 DataName = option(str | None, 'First word of the file names.', metavar='NAME', default='the layout')
 Net = option(str | None, 'Network: resnet50, bn_inception, bvlc_googlenet, any name of timm, …', '--backbone',
              '--backbone-type', metavar='NAME', default="the recipe's")
@@ -538,6 +541,10 @@ Results = option(Path, 'Folder for weights, statistics, database and pictures.',
 Undo = option(str | None, 'Quirks of the recipe not to repeat, with commas, or all.', metavar='NAMES', default='none')
 Set = option(list[str], 'Any setting of the recipe, such as net.dim=1024 or schedule=cosine.', '--set',
              metavar='NAME=VALUE', default='none')
+AnyRecalls = option(str | None, 'The K of Recall@K, with commas; the first picks the best epoch.', '--recalls', metavar='K,K',
+                    default="the recipe's")
+AnyPrecision = option(str | None, 'float32, bf16 or fp16, where that is safe.', '--precision', metavar='NAME',
+                      default="the recipe's")
 AnySeed = option(int | None, 'Of everything random.', '--seed', min=0, metavar='N', default="the recipe's")
 Log = option(str | None, 'Also log to tensorboard or wandb.', metavar='NAME', default='none')
 Processes = option(int, 'Train in so many processes, one a GPU, or on the CPU.', min=1, metavar='N')
@@ -568,7 +575,11 @@ def logger_of(name: str | None, learn) -> list:
     wandb.init(project='fgir', name=prefix, dir=out, config=learn.facts)
     return [WandbCallback(log_preds=False, log_model=False)]
 
-# %% ../nbs/10_cli.ipynb #f2d1f4fd
+# %% ../nbs/10_cli.ipynb #6e3f3352
+def is_one_of_several() -> bool:
+    "Whether this process is one of several that train together."
+    return int(os.environ.get('WORLD_SIZE', 1)) > 1
+
 def one_of_several(words: list[str]) -> int:
     "Run a command line as one of several processes, silent but for the first; its status."
     first = os.environ['RANK'] == '0'
@@ -582,7 +593,8 @@ def in_processes(
     words: list[str],  # of the command line
 ) -> bool:  # False: this process is the one, or one of those, to do the work
     "Run a command in `n` processes; RuntimeError if one of them fails, which said why."
-    if n == 1 or 'WORLD_SIZE' in os.environ: return False
+    if n == 1 or is_one_of_several(): return False
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -590,15 +602,16 @@ def in_processes(
     config = LaunchConfig(1, 1, n, rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0, run_id='fgir')
     try: elastic_launch(config, one_of_several)(words)
     except ChildFailedError: raise RuntimeError('a process failed') from None
+    except SignalException: raise typer.Abort() from None
     return True
 
-# %% ../nbs/10_cli.ipynb #cd812ed1
+# %% ../nbs/10_cli.ipynb #05115a91
 def fit_and_log(learn, resume: bool, force: bool, log: str | None = None) -> bool:
     "Train by the recipe; whether this is the process to go on and measure."
     from fastai.torch_core import rank_distrib
 
-    out, several = Path(learn.path), 'WORLD_SIZE' in os.environ
-    if not (force or resume or several): refuse_existing(sorted(out.glob(f'{learn.prefix}_*')))
+    out = Path(learn.path)
+    if not (force or resume): refuse_existing(sorted(out.glob(f'{learn.prefix}_*')))
     cbs = [] if rank_distrib() else logger_of(log, learn)
     with epochs_shown(learn): learn.fit_recipe(resume=resume, force=force, cbs=cbs)
     return rank_distrib() == 0
@@ -617,21 +630,23 @@ def given(**settings) -> dict:
     "The settings that are not None."
     return {k: v for k, v in settings.items() if v is not None}
 
-# %% ../nbs/10_cli.ipynb #1db3fa57
+# %% ../nbs/10_cli.ipynb #3e035d75
 @train.command(hidden=True)
 def recipe(
     ctx: typer.Context, root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
     backbone: Net = None, weights: Weights = None, from_scratch: Scratch = False, undo: Undo = None,
-    recalls: Recalls = '1,2,4,8', batch_size: BatchSize = None, epochs: Epochs = None, size: Side = None, lr: Rate = None,
-    valid: Valid = None, seed: AnySeed = None, precision: Precision = 'float32', settings: Set = (), processes: Processes = 1,
+    recalls: AnyRecalls = None, batch_size: BatchSize = None, epochs: Epochs = None, size: Side = None, lr: Rate = None,
+    valid: Valid = None, seed: AnySeed = None, precision: AnyPrecision = None, settings: Set = (), processes: Processes = 1,
     log: Log = None, workers: Workers = None, device: Device = None, resume: Resume = False, skip_bad: SkipBad = False,
     out: Results = Path('results'), force: Force = False,
 ):
     "Train by a recipe and describe the test images with the result."
-    name, ks = ctx.info_name, parse_ranks(recalls, '--recalls')
+    name = ctx.info_name
+    if from_scratch and weights: raise ValueError('--from-scratch and --weights exclude each other')
     changes = parse_settings(settings) | given(
-        backbone=backbone, weights=weights, batch_size=batch_size, epochs=epochs, size=size, lr=lr, seed=seed, ks=ks,
-        valid=valid and parse_valid(valid), crop=crop or None, pretrained=False if from_scratch else None, precision=precision)
+        backbone=backbone, weights=weights, batch_size=batch_size, epochs=epochs, size=size, lr=lr, seed=seed,
+        ks=recalls and parse_ranks(recalls, '--recalls'), valid=valid and parse_valid(valid), crop=crop or None,
+        pretrained=False if from_scratch else None, precision=precision)
     check_writable(out)
     from fgir.recipes import get_recipe, learner_from_recipe
 
@@ -642,7 +657,7 @@ def recipe(
     if in_processes(processes, ctx.obj): return
     loaders = dict(num_workers=workers, device=device and pick_device(device))
     learn = learner_from_recipe(name, table, undo or (), out=out, loaders=loaders, **changes)
-    train_and_score(learn, table, ks, resume, force, log)
+    train_and_score(learn, table, learn.recipe['ks'], resume, force, log)
 
 # %% ../nbs/10_cli.ipynb #e70bc8a3
 GDConfig = option(str, 'Global descriptors: S, M, G, SM, MS, SG, GS, MG, GM, SMG, MSG or GSM.', metavar='LETTERS')
@@ -677,7 +692,7 @@ def cgd(
         valid=valid, out=out, seed=seed, precision=precision, num_workers=workers, device=device and pick_device(device))
     train_and_score(learn, table, ks, resume, force, log)
 
-# %% ../nbs/10_cli.ipynb #d92837bf
+# %% ../nbs/10_cli.ipynb #992a8feb
 Accuracy = option(str | None, 'How the epoch is picked: test, which picks on the test images as seed 004 does; a share of '
                   "each class's training images to hold out; last, which picks none.", '--valid', metavar='X', default='test')
 
@@ -691,6 +706,7 @@ def fgic(
     out: Results = Path('results'), force: Force = False,
 ):
     "Train a fine-grained classifier (seed 004) and measure its accuracy on training and test images."
+    if from_scratch and weights: raise ValueError('--from-scratch and --weights exclude each other')
     check_writable(out)
     table = read_data(root, data, skip_bad, crop, split=split, level=level)
     from fgir.classify import check_classes, fgic_learner, finish_fgic

@@ -10,7 +10,7 @@ __all__ = ['adam', 'RetrievalEval', 'embedding_of', 'table_recall', 'RetrievalRe
            'GlobalBatch', 'AnyDevicePrecision', 'KeepState', 'SaveBest', 'Statistics', 'pack', 'unpack',
            'RetrievalLearner', 'retrieval_learner']
 
-# %% ../nbs/04_learner.ipynb #2e717441
+# %% ../nbs/04_learner.ipynb #b7e5f8ab
 import json
 import os
 from copy import deepcopy
@@ -23,7 +23,7 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelTrainException, TrainEvalCallback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.tracker import SaveModelCallback
+from fastai.callback.tracker import SaveModelCallback, TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder, ValueMetric, mk_metric
@@ -192,20 +192,21 @@ class StopAfter(Callback):
     def after_batch(self):
         if self.epoch*self.n_iter + self.iter + 1 >= self.steps: raise CancelTrainException
 
-# %% ../nbs/04_learner.ipynb #69a48882
+# %% ../nbs/04_learner.ipynb #94c9b73c
 def join_processes(
     device: str | torch.device | None = None,  # what this process computes on; default its own GPU, if there is one
 ):
     "Join the processes that `torchrun` or `accelerate launch` started, if this is one of several."
     if num_distrib() < 2 or distributed.is_initialized(): return
     cuda = torch.cuda.is_available() if device is None else torch.device(device).type == 'cuda'
-    if cuda and device is None: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    own = device is None or torch.device(device).index is None
+    if cuda and own: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     distributed.init_process_group('nccl' if cuda else 'gloo')
 
 
 def gather_rows(x: Tensor) -> Tensor:
     "The rows of all processes, in order of rank; the gradient flows into this process's own."
-    parts = [torch.empty_like(x) for _ in range(num_distrib())]
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(num_distrib())]
     distributed.all_gather(parts, x.detach().contiguous())
     parts[rank_distrib()] = x
     return torch.cat(parts)
@@ -266,7 +267,7 @@ class AnyDevicePrecision(MixedPrecision):
         if self.inside: self.autocast.__exit__(None, None, None)
         self.inside = False
 
-# %% ../nbs/04_learner.ipynb #8be97e36
+# %% ../nbs/04_learner.ipynb #c1ad75dd
 class KeepState(Callback):
     "Write `models/{fname}` after each epoch, from which `load_state` and `fit(start_epoch=)` go on."
     order, run_valid, remove_on_fetch = 65, False, True
@@ -289,6 +290,10 @@ class SaveBest(SaveModelCallback):
         self.run = self.learn.in_run
         seen = [v[self.idx] for v in self.recorder.values if len(v) > self.idx]
         if seen: self.best = max(seen) if self.comp(1, 0) else min(seen)
+
+    def after_epoch(self):
+        TrackerCallback.after_epoch(self)
+        if self.new_best: self._save(self.fname)
 
 # %% ../nbs/04_learner.ipynb #ab578f95
 class Statistics(Callback):
@@ -333,11 +338,11 @@ def unpack(skeleton, tensors: dict):
     if kind == 'list': return [unpack(v, tensors) for v in content]
     return content
 
-# %% ../nbs/04_learner.ipynb #3899a8db
+# %% ../nbs/04_learner.ipynb #c333d41f
 class RetrievalLearner(Learner):
     "A `Learner` for retrieval; made by `retrieval_learner`."
     first_epoch, epochs_before, epochs_done, fitting = 0, 0, 0, False
-    history, recipe = (), {}
+    history, recipe, images, begun = (), {}, '', False
 
     @property
     def in_run(self): return self.fitting and not hasattr(self, 'lr_finder')
@@ -387,7 +392,7 @@ def _broken_batch(self: RetrievalLearner) -> str:
     what = 'embeddings with NaN or infinity' if self.loss.isfinite() else f'loss {self.loss.item()}'
     return '\n'.join([f'{what} in epoch {self.epoch}, step {self.iter}, of the images', *images])
 
-# %% ../nbs/04_learner.ipynb #ba8f6155
+# %% ../nbs/04_learner.ipynb #419915e6
 @patch
 def save(
     self: RetrievalLearner,
@@ -412,7 +417,7 @@ def _checkpoint_path(self: RetrievalLearner, file) -> Path:
 @patch(as_prop=True)
 def facts(self: RetrievalLearner) -> dict:
     "The settings that make the run, as JSON keeps them."
-    return json.loads(json.dumps(self.recipe, default=str))
+    return json.loads(json.dumps({**self.recipe, 'images': self.images}, default=str))
 
 # %% ../nbs/04_learner.ipynb #ed8ccfd9
 @patch

@@ -2,8 +2,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -375,6 +377,25 @@ def test_two_processes_train_one_network(fish, tmp_path):
     err = fgir('train', 'pp_norm_softmax', fish.attrs['root'], *PROXIES, '--batch-size', 9, '--out', tmp_path/'b',
                '--processes', 2, status=1)
     assert '9 images cannot be shared by 2 processes' in err and 'Traceback' not in err
+
+
+def test_the_words_of_a_recipe_stand_where_none_is_said(fish, tmp_path, capsys):
+    words = ['train', 'proxy-anchor-sop', fish.attrs['root'], *PROXIES, '--out', tmp_path, '--set', 'precision=bf16']
+    status, out, err = run(capsys, *words)
+    recipe = json.loads(next(tmp_path.glob('*_model.json')).read_text())
+    assert status == 0 and (recipe['precision'], recipe['ks'], recipe['seed']) == ('bf16', [1, 10, 100, 1000], 1), err
+    assert 'R@10 ' in out and recipe['lr'] == {'backbone': 6e-4, 'head': 6e-4, 'loss': .1}
+
+
+def test_ctrl_c_ends_two_processes_in_one_line(fish, tmp_path):
+    words = ['train', 'pp_norm_softmax', fish.attrs['root'], *PROXIES, '--out', tmp_path, '--processes', 2, '--epochs', 500]
+    code = 'import sys; from fgir.cli import main; sys.exit(main())'
+    p = subprocess.Popen([sys.executable, '-c', code, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob('*_last.safetensors')) and time.monotonic() < deadline: time.sleep(.1)
+    p.send_signal(signal.SIGINT)
+    err = p.communicate(timeout=60)[1]
+    assert p.returncode == 130 and 'fgir: interrupted' in err and 'Traceback' not in err, err
 
 
 def test_the_list_of_recipes(capsys):

@@ -338,10 +338,62 @@ def test_seeds_differ_and_repeat(table, tmp_path):
     (dict(schedule='staircase'), "schedule 'staircase'"), (dict(precision='int8'), 'precision'), (dict(epochs=0), 'epochs'),
     (dict(loss=dict(gamma=2)), 'ProxyAnchorLoss.*gamma'), (dict(net='Features'), 'not a module'),
     (dict(valid='best'), "'last', 'test' or a fraction"), (dict(schedule=dict(by=2)), 'schedule steps.*by'),
-    (dict(freeze_bn='yes'), 'freeze_bn'), (dict(sampler='random', per_class=2), 'sampler')])
+    (dict(epochs='3'), 'epochs'), (dict(epochs=2.5), 'epochs'), (dict(epochs=2, steps=3), 'one of the two'),
+    (dict(lr=-1.), 'lr: expected numbers'), (dict(lr='abc'), 'lr: expected numbers'), (dict(ks='1,2'), 'ks'), (dict(ks=1), 'ks'),
+    (dict(seed=1.5), 'seed'), (dict(batch_size=-8), 'batch_size'), (dict(optimizer=torch.optim.Adam), 'optimizer: expected a name'),
+    (dict(optimizer=dict(name='adam', momentum=.9)), 'optimizer adam.*momentum'), (dict(schedule=abs), 'schedule: expected'),
+    (dict(net=nn.Flatten()), 'net.*backbone'), (dict(recipe=1), 'a name or settings'), (dict(freeze_bn='yes'), 'freeze_bn'), (dict(sampler='random', per_class=2), 'sampler')])
 def test_mistakes_are_named(table, tmp_path, args, words):
     with pytest.raises(ValueError, match=words):
         fit(make(**{'recipe': 'pp_proxy_anchor', 'table': table, 'out': tmp_path, **args}))
+
+
+def test_a_rate_for_one_group_leaves_those_of_the_others():
+    assert get_recipe('cosface', lr=dict(loss=.1))['lr'] == dict(backbone=1e-5, head=1e-5, loss=.1)
+    assert get_recipe('pp_norm_softmax', lr=dict(loss=.1))['lr'] == dict(backbone=1e-4, head=1e-4, loss=.1)
+
+
+def test_a_recipe_is_a_copy():
+    before = json.dumps(RECIPES)
+    r = get_recipe('msloss')
+    r['schedule']['gamma'] = 7
+    r['schedule']['at'].append(9)
+    r['ks'].append(99)
+    assert json.dumps(RECIPES) == before and DEFAULTS['ks'] == [1, 2, 4, 8]
+
+
+def test_a_learner_that_has_trained_does_not_begin_anew(table, tmp_path):
+    learn = recipe_learner(table, tmp_path)
+    with pytest.raises(KeyboardInterrupt): fit(learn, cbs=Stop(0))
+    with pytest.raises(ValueError, match='has begun to train'): learn.fit_recipe(resume=True)
+    whole, part = recipe_learner(table, tmp_path/'a'), recipe_learner(table, tmp_path/'b')
+    fit(whole)
+    with pytest.raises(KeyboardInterrupt): fit(part, cbs=Stop(2))
+    assert fit(part, resume=True).history == whole.history
+
+
+def test_other_images_are_another_run(table, tmp_path):
+    with pytest.raises(KeyboardInterrupt): fit(make('pp_norm_softmax', table, tmp_path, epochs=2), cbs=Stop(1))
+    other = table.copy()
+    other.loc[other.index[:2], 'name'] = 'another'
+    with pytest.raises(ValueError, match='a run of images='):
+        make('pp_norm_softmax', other, tmp_path, epochs=2).fit_recipe(resume=True)
+    assert len(fit(make('pp_norm_softmax', table, tmp_path, epochs=2), resume=True).recorder.iters) == 1
+
+
+def test_weights_without_the_state_to_go_on_from_are_kept(table, tmp_path):
+    fit(recipe_learner(table, tmp_path, valid='last'))
+    (tmp_path/'run_last.safetensors').unlink()
+    kept = (tmp_path/'run_model.safetensors').read_bytes()
+    with pytest.raises(FileExistsError, match='run_model.*without the state'):
+        recipe_learner(table, tmp_path, valid='last').fit_recipe(resume=True)
+    assert (tmp_path/'run_model.safetensors').read_bytes() == kept
+
+
+def test_held_out_images_of_a_joined_table():
+    part = pd.DataFrame({'label': [0]*4 + [1]*2, 'split': ['train']*4 + ['test']*2})
+    held = hold_out_images(pd.concat([part, part[::-1]]), .5)
+    assert (held.split == 'test').sum() == 4 and (held.split == 'valid').sum() == 4
 
 
 def test_every_loss_of_the_table_exists():
