@@ -342,7 +342,8 @@ def test_seeds_differ_and_repeat(table, tmp_path):
     (dict(lr=-1.), 'lr: expected numbers'), (dict(lr='abc'), 'lr: expected numbers'), (dict(ks='1,2'), 'ks'), (dict(ks=1), 'ks'),
     (dict(seed=1.5), 'seed'), (dict(batch_size=-8), 'batch_size'), (dict(optimizer=torch.optim.Adam), 'optimizer: expected a name'),
     (dict(optimizer=dict(name='adam', momentum=.9)), 'optimizer adam.*momentum'), (dict(schedule=abs), 'schedule: expected'),
-    (dict(net=nn.Flatten()), 'net.*backbone'), (dict(recipe=1), 'a name or settings'), (dict(freeze_bn='yes'), 'freeze_bn'), (dict(sampler='random', per_class=2), 'sampler')])
+    (dict(net=nn.Flatten()), 'net.*backbone'), (dict(recipe=1), 'a name or settings'), (dict(freeze_bn='yes'), 'freeze_bn'),
+    (dict(sampler='random', per_class=2), 'sampler')])
 def test_mistakes_are_named(table, tmp_path, args, words):
     with pytest.raises(ValueError, match=words):
         fit(make(**{'recipe': 'pp_proxy_anchor', 'table': table, 'out': tmp_path, **args}))
