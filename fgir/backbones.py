@@ -511,14 +511,14 @@ class Pooled(nn.Module):
         maps = self.backbone(x)
         return {name: F.normalize(pool(maps), dim=-1) for name, pool in self.pools.items()}
 
-# %% ../nbs/01_backbones.ipynb #92a6b324
+# %% ../nbs/01_backbones.ipynb #8811a685
 def _model_path(path: str | Path) -> Path:
     path = Path(path)
     return path if path.suffix == '.safetensors' else path.with_name(f'{path.name}.safetensors')
 
 def _os_error(e: SafetensorError, path: Path) -> OSError:
     "The error of the operating system that safetensors tells of in words."
-    code = re.search(r'os error (\d+)', str(e))
+    code = re.search(r'(?:os error |code: )(\d+)', str(e))
     return OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else OSError(f'{path}: {_first_line(e)}')
 
 def save_model(

@@ -37,7 +37,7 @@ def shared_dir() -> Path | None:
         folder = root and root.parent/'shared'
     return Path(folder).absolute() if folder and Path(folder).is_dir() else None
 
-# %% ../nbs/00_data.ipynb #15bca32e
+# %% ../nbs/00_data.ipynb #d9833bef
 @contextmanager
 def write_atomic(path: str | Path) -> Iterator[Path]:
     "Give a temporary name beside `path` to write a file to; rename it to `path` if all went well, else remove it."
@@ -48,7 +48,7 @@ def write_atomic(path: str | Path) -> Iterator[Path]:
         yield tmp
         os.replace(tmp, path)
     except OSError as e:
-        if e.filename in (None, str(tmp), tmp): e.filename, e.filename2 = str(path), None
+        if e.errno and e.filename in (None, str(tmp), tmp): e.filename, e.filename2 = str(path), None
         raise
     finally:
         tmp.unlink(missing_ok=True)

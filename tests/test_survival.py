@@ -330,7 +330,7 @@ SPREAD = {  # recipe and what it is to stress
     'adamp': dict(recipe='pp_proxy_anchor', epochs=3, warm_up=1, drop_last=False,
                   lr=dict(backbone=1e-4, head=1e-4, loss=1e-2)),
     'moving': dict(recipe='pp_moving_proxy', epochs=3, valid=.5),
-    'steps': dict(recipe='cosface', per_class=2, steps=10, valid='last', lr=1e-4),
+    'steps': dict(recipe='cosface', per_class=2, steps=10, epochs=None, valid='last', lr=1e-4),
     'cgd': dict(recipe='cgd', epochs=3, per_class=2, valid='last', net=dict(feature_dim=32), lr=1e-4),
     'norm': dict(recipe='msloss', per_class=2, epochs=3, freeze_bn='', valid='last', lr=1e-4)}
 
