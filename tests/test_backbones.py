@@ -308,7 +308,8 @@ def test_addresses_are_fetched_once_and_checked(tmp_path, monkeypatch):
 
 # --- pooling ----------------------------------------------------------------------------------------------------------
 
-GOLDEN = {'S': (1.5, 1.25), 'M': (3., 4.), 'G': (2.080083823, 2.532898510), 'avg+max': (4.5, 5.25)}
+GOLDEN = {'S': (1.5, 1.25), 'M': (3., 4.), 'G': (2.080083823, 2.532898510), 'avg+max': (4.5, 5.25),
+          'concat': (1.5, 1.25, 3., 4.)}
 
 
 @pytest.mark.parametrize('name', POOLS)
@@ -316,6 +317,17 @@ def test_pooling_golden_values(name):
     maps = torch.tensor([[[[0., 1], [2, 3]], [[4, 0], [0, 1]]]], dtype=torch.float64)
     expected = torch.tensor([GOLDEN[name]], dtype=torch.float64)
     torch.testing.assert_close(create_pool(name)(maps), expected, rtol=0, atol=1e-8)
+
+
+def test_concatenated_pooling_in_a_network(tmp_path):
+    net = RetrievalNet(create_backbone('test_resnet', pretrained=False), pool='concat', dim=None).eval()
+    assert net.dim == 2*net.backbone.n_features and net(torch.randn(2, 3, 32, 32)).shape == (2, net.dim)
+    again = load_model(save_model(net, tmp_path/'net'))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad(): assert torch.equal(again(x), net(x)) and again.dim == net.dim
+    wide = RetrievalNet(create_backbone('test_resnet', pretrained=False), pool='concat', dim=7, init='kaiming')
+    assert wide.head.linear.in_features == net.dim and not wide.head.linear.bias.any()
+    with pytest.raises(ValueError, match="init.*'xavier'"): RetrievalNet(net.backbone, init='xavier')
 
 
 def test_unknown_pooling():
