@@ -18,7 +18,7 @@ _NAMES = {
     "features": "Features ColorHistogram extract evaluate_recall show_neighbours save_retrieval_pictures",
     "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN WarmUp ClipValue StopAfter "
                "Statistics",
-    "recipes": "recipes get_recipe learner_from_recipe read_recipe run_seeds describe_test save_results hold_out_images",
+    "recipes": "get_recipe learner_from_recipe read_recipe run_seeds describe_test save_results hold_out_images",
     "cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS load_seed_weights",
     "cfga": "CFGA Describe default_layers activation_mask largest_component seed_descriptor load_seed_model "
             "write_seed_json SEED_MODELS",

@@ -12,12 +12,12 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'Root', 'Data', 'Split', 'Le
            'AnyPrecision', 'AnySeed', 'Log', 'Processes', 'GDConfig', 'Dim', 'Smoothing', 'Temperature', 'Margin',
            'Accuracy', 'Output', 'SeedJSON', 'Rows', 'RecipeGroup', 'about', 'one_line', 'main', 'option', 'argument',
            'switch', 'parse_ranks', 'parse_valid', 'check_writable', 'refuse_existing', 'watched', 'epochs_shown',
-           'detect_layout', 'find_reader', 'given_choices', 'read_data', 'pick_device', 'check_descriptor_options',
-           'record_of', 'load_network', 'load_descriptor', 'pick_rows', 'settings', 'print_recall', 'demo_learner',
-           'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings',
-           'check_test_rows', 'logger_of', 'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log',
-           'train_and_score', 'given', 'recipe', 'cgd', 'fgic', 'classify', 'extract', 'name_files', 'evaluate',
-           'pick_array', 'search']
+           'detect_layout', 'find_reader', 'given', 'given_choices', 'read_data', 'pick_device',
+           'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor', 'pick_rows', 'settings',
+           'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare',
+           'recipes', 'parse_settings', 'check_start', 'check_test_rows', 'logger_of', 'is_one_of_several',
+           'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'recipe', 'cgd', 'fgic', 'classify',
+           'extract', 'name_files', 'evaluate', 'pick_array', 'search']
 
 # %% ../nbs/10_cli.ipynb #82e96792
 import json
@@ -221,7 +221,7 @@ def detect_layout(root: Path) -> str:
     if not root.is_dir(): raise FileNotFoundError(f'{root}: no folder of images, and no file that fgir prepare wrote')
     return next((name for name, marks in LAYOUTS.items() if any((root/m).exists() for m in marks)), 'folder')
 
-# %% ../nbs/10_cli.ipynb #b979cc05
+# %% ../nbs/10_cli.ipynb #ba1aacfa
 def find_reader(root: Path, data: str) -> Callable:
     "The reader named `data`, or for 'auto' that of the layout of `root`."
     from fgir.formats import READERS, read_cfga_json, read_cgd_dicts, read_table
@@ -231,15 +231,19 @@ def find_reader(root: Path, data: str) -> Callable:
     if name not in readers: raise ValueError(f'--data {data}: not one of auto, {", ".join(readers)}')
     return readers[name]
 
+def given(**settings) -> dict:
+    "The settings that are not None."
+    return {k: v for k, v in settings.items() if v is not None}
+
 def given_choices(
     reader: Callable,
     **choices,  # split, level: None where not given
 ) -> dict:
     "The choices that are given; ValueError for one that the reader does not offer."
-    given = {k: v for k, v in choices.items() if v is not None}
-    for name in given.keys() - signature(reader).parameters.keys():
+    choices = given(**choices)
+    for name in choices.keys() - signature(reader).parameters.keys():
         raise ValueError(f'--{name}: there is no such choice for this layout')
-    return given
+    return choices
 
 # %% ../nbs/10_cli.ipynb #9f47ffe6
 def read_data(
@@ -549,7 +553,11 @@ AnySeed = option(int | None, 'Of everything random.', '--seed', min=0, metavar='
 Log = option(str | None, 'Also log to tensorboard or wandb.', metavar='NAME', default='none')
 Processes = option(int, 'Train in so many processes, one a GPU, or on the CPU.', min=1, metavar='N')
 
-# %% ../nbs/10_cli.ipynb #d9780fd7
+# %% ../nbs/10_cli.ipynb #713b76bf
+def check_start(from_scratch: bool, weights: str | None):
+    "Raise ValueError if a training is to start both from random weights and from given ones."
+    if from_scratch and weights: raise ValueError('--from-scratch and --weights exclude each other')
+
 def check_test_rows(table: 'pd.DataFrame'):
     "Raise ValueError unless there are test images to search among each other, or queries and a gallery."
     from fgir.features import sides
@@ -605,7 +613,7 @@ def in_processes(
     except SignalException: raise typer.Abort() from None
     return True
 
-# %% ../nbs/10_cli.ipynb #05115a91
+# %% ../nbs/10_cli.ipynb #919a3939
 def fit_and_log(learn, resume: bool, force: bool, log: str | None = None) -> bool:
     "Train by the recipe; whether this is the process to go on and measure."
     from fastai.torch_core import rank_distrib
@@ -626,11 +634,7 @@ def train_and_score(learn, table: 'pd.DataFrame', ks: list[int], *how):
     print_recall(evaluate_features({learn.recipe['recipe']: features}, ks))
     print(f'files: {Path(learn.path)/learn.prefix}_*')
 
-def given(**settings) -> dict:
-    "The settings that are not None."
-    return {k: v for k, v in settings.items() if v is not None}
-
-# %% ../nbs/10_cli.ipynb #3e035d75
+# %% ../nbs/10_cli.ipynb #99148359
 @train.command(hidden=True)
 def recipe(
     ctx: typer.Context, root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
@@ -642,7 +646,7 @@ def recipe(
 ):
     "Train by a recipe and describe the test images with the result."
     name = ctx.info_name
-    if from_scratch and weights: raise ValueError('--from-scratch and --weights exclude each other')
+    check_start(from_scratch, weights)
     changes = parse_settings(settings) | given(
         backbone=backbone, weights=weights, batch_size=batch_size, epochs=epochs, size=size, lr=lr, seed=seed,
         ks=recalls and parse_ranks(recalls, '--recalls'), valid=valid and parse_valid(valid), crop=crop or None,
@@ -666,7 +670,7 @@ Smoothing = option(float, 'Label smoothing, share of the target from 0 to below 
 Temperature = option(float, 'Divides the class scores, above 0.', metavar='X')
 Margin = option(float, 'Of the triplet loss, distance between unit vectors (0 to 2).', metavar='X')
 
-# %% ../nbs/10_cli.ipynb #68d9796f
+# %% ../nbs/10_cli.ipynb #8b4a1414
 @train.command()
 def cgd(
     ctx: typer.Context, root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
@@ -679,7 +683,7 @@ def cgd(
 ):
     "Train a combination of multiple global descriptors (CGD, seed 002) and describe the test images with it."
     ks, valid = parse_ranks(recalls, '--recalls'), parse_valid(valid)
-    if from_scratch and weights: raise ValueError('--from-scratch and --weights exclude each other')
+    check_start(from_scratch, weights)
     check_writable(out)
     table = read_data(root, data, skip_bad, crop, split=split, level=level)
     check_test_rows(table)
@@ -692,7 +696,7 @@ def cgd(
         valid=valid, out=out, seed=seed, precision=precision, num_workers=workers, device=device and pick_device(device))
     train_and_score(learn, table, ks, resume, force, log)
 
-# %% ../nbs/10_cli.ipynb #992a8feb
+# %% ../nbs/10_cli.ipynb #46dc905c
 Accuracy = option(str | None, 'How the epoch is picked: test, which picks on the test images as seed 004 does; a share of '
                   "each class's training images to hold out; last, which picks none.", '--valid', metavar='X', default='test')
 
@@ -706,7 +710,7 @@ def fgic(
     out: Results = Path('results'), force: Force = False,
 ):
     "Train a fine-grained classifier (seed 004) and measure its accuracy on training and test images."
-    if from_scratch and weights: raise ValueError('--from-scratch and --weights exclude each other')
+    check_start(from_scratch, weights)
     check_writable(out)
     table = read_data(root, data, skip_bad, crop, split=split, level=level)
     from fgir.classify import check_classes, fgic_learner, finish_fgic

@@ -77,7 +77,7 @@ def table_recall(
     if gallery is None: return recall_at_k(embeddings, labels, ks=ks)
     return recall_at_k(embeddings[query], labels[query], embeddings[gallery], labels[gallery], ks=ks)
 
-# %% ../nbs/04_learner.ipynb #671e6112
+# %% ../nbs/04_learner.ipynb #33d938f1
 class RetrievalRecorder(Recorder):
     "A `Recorder` with the columns epoch, train_loss, the training metrics, R@K…, time."
     name = 'recorder'
@@ -95,8 +95,7 @@ class RetrievalRecorder(Recorder):
         self.values = [L(v) for v in self.learn.history] if self.learn.first_epoch else []
 
     @property
-    def _train_mets(self):
-        return L() if self.cancel_train else L(self.smooth_loss, self.train_loss, *self.batch_metrics)
+    def _train_mets(self): return L(self.smooth_loss, self.train_loss, *self.batch_metrics)
 
     @property
     def _valid_mets(self): return L() if self.cancel_valid else self.metrics
@@ -338,7 +337,7 @@ def unpack(skeleton, tensors: dict):
     if kind == 'list': return [unpack(v, tensors) for v in content]
     return content
 
-# %% ../nbs/04_learner.ipynb #c333d41f
+# %% ../nbs/04_learner.ipynb #8bf6a398
 class RetrievalLearner(Learner):
     "A `Learner` for retrieval; made by `retrieval_learner`."
     first_epoch, epochs_before, epochs_done, fitting = 0, 0, 0, False
@@ -361,7 +360,7 @@ class RetrievalLearner(Learner):
             if hasattr(self, 'mixed_precision'): self.mixed_precision.leave()
 
     def _backward(self):
-        if self.in_run and not (self.loss.isfinite() and embedding_of(self.pred).isfinite().all()):
+        if self.in_run and not (self.loss.isfinite() & embedding_of(self.pred).isfinite().all()):
             raise FloatingPointError(self._broken_batch())
         super()._backward()
 

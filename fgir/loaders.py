@@ -256,7 +256,12 @@ class Deck:
         self.queue += again[::-1]
         return got
 
-# %% ../nbs/00c_loaders.ipynb #de155663
+# %% ../nbs/00c_loaders.ipynb #6ad0b364
+def _class_rows(targets: Sequence[int], bs: int, per_class: int) -> dict:
+    "Return the rows of each class; raises ValueError if batches cannot be cut into `per_class` rows a class."
+    if per_class < 1 or bs % per_class: raise ValueError(f'per_class: bs={bs} is not a multiple of {per_class}')
+    return pd.Series(targets).groupby(np.asarray(targets)).indices
+
 def pk_rows(
     targets: Sequence[int],  # (N,) class of each row
     bs: int,  # B, rows of a batch
@@ -265,8 +270,7 @@ def pk_rows(
     rng: np.random.Generator,
 ) -> list[int]:
     "Return the rows of `n_batches` batches of B/K classes with K rows each, one batch after the other."
-    if per_class < 1 or bs % per_class: raise ValueError(f'per_class: bs={bs} is not a multiple of {per_class}')
-    rows = pd.Series(targets).groupby(np.asarray(targets)).indices
+    rows = _class_rows(targets, bs, per_class)
     room = sum(min(len(r), per_class) for r in rows.values())
     if room < bs: raise ValueError(f'bs: {len(rows)} classes with up to {per_class} images each give {room} images, '
                                    f'which do not fill a batch of {bs}')
@@ -274,7 +278,7 @@ def pk_rows(
     batches = (classes.deal(bs, lambda c: min(per_class, len(rows[c]))) for _ in range(n_batches))
     return [row for batch in batches for c, n in batch.items() for row in images[c].deal(n)]
 
-# %% ../nbs/00c_loaders.ipynb #0c8c5b71
+# %% ../nbs/00c_loaders.ipynb #7f0dd78f
 def _groups(rows: dict, per_class: int, rng: np.random.Generator) -> dict:
     "Return for each class its shuffled rows, cut into groups of `per_class`."
     def fill(r): return np.concatenate([r, rng.choice(r, max(0, per_class - len(r)))])
@@ -289,8 +293,7 @@ def group_rows(
     rng: np.random.Generator,
 ) -> list[int]:
     "Return the rows of `n_batches` batches of one group of K rows from each of B/K classes (seeds 000, 001)."
-    if per_class < 1 or bs % per_class: raise ValueError(f'per_class: bs={bs} is not a multiple of {per_class}')
-    rows, n, left, dealt = pd.Series(targets).groupby(np.asarray(targets)).indices, bs//per_class, {}, []
+    rows, n, left, dealt = _class_rows(targets, bs, per_class), bs//per_class, {}, []
     if len(rows) < n: raise ValueError(f'bs: {len(rows)} classes do not fill a batch of {n} classes')
     for _ in range(n_batches):
         if len(left) < n: left = _groups(rows, per_class, rng)
