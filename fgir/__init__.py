@@ -14,7 +14,8 @@ _NAMES = {
                  "count_parameters count_operations",
     "losses": "BatchHardTripletLoss MultiSimilarityLoss NormSoftmaxLoss ProxyNCALoss ProxyAnchorLoss PositiveProxyLoss "
               "MovingProxyLoss CosFaceLoss ArcFaceLoss DGPCRLoss LabelSmoothingCE",
-    "metrics": "recall_at_k neighbours",
+    "search": "neighbours",
+    "metrics": "recall_at_k score_queries confidence cluster_agreement",
     "features": "Features ColorHistogram extract evaluate_recall show_neighbours save_retrieval_pictures",
     "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN WarmUp ClipValue StopAfter "
                "Statistics",

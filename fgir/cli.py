@@ -424,7 +424,7 @@ def print_leads(results: 'pd.DataFrame') -> bool:  # whether both margins are re
         print(f'R@1 of trained network above {name}: {leads[name]:+.1f} points, at least {least} asked: {verdict}')
     return all(leads[name] >= least for name, least in DEMO['margins'].items())
 
-# %% ../nbs/10_cli.ipynb #524134bd
+# %% ../nbs/10_cli.ipynb #253729a4
 DEMO_FILES = dict(model='model.safetensors', features='features.safetensors', picture='retrieval.png',
                   report='report.html')
 
@@ -441,7 +441,7 @@ def save_demo(
     from fgir.data import write_atomic
     from fgir.evaluation import report
     from fgir.features import show_neighbours
-    from fgir.metrics import neighbours
+    from fgir.search import neighbours
 
     features = described['trained network']
     features.save(files['features'], force=True)

@@ -10,7 +10,7 @@ __all__ = ['TIES', 'STYLE', 'LINES', 'CHART', 'protocol', 'evaluate', 'judge', '
            'training_charts', 'data_uri', 'thumbnail', 'search_html', 'bars_html', 'best_row', 'headline', 'details',
            'pick', 'picture', 'report']
 
-# %% ../nbs/09_evaluation.ipynb #77083179
+# %% ../nbs/09_evaluation.ipynb #aa544206
 import platform
 import re
 from base64 import b64encode
@@ -33,7 +33,8 @@ from PIL import Image
 from . import __version__
 from .data import load_row, write_atomic
 from .features import Features, evaluate_recall, sides
-from .metrics import first_hit_rank, neighbours
+from .metrics import first_hit_rank
+from .search import neighbours
 
 # %% ../nbs/09_evaluation.ipynb #57db416a
 TIES = 'by gallery row'

@@ -32,11 +32,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-# %% ../nbs/03a_features.ipynb #b3a00fd8
+# %% ../nbs/03a_features.ipynb #8d5ebaeb
 from . import __version__
 from .data import BOX, BadImage, _one_of, image_path, load_row, write_atomic, write_folder_atomic
 from .loaders import IMAGENET_MEAN, IMAGENET_STD, TRANSFORMS, RetrievalDL, TableImages, table_dl
-from .metrics import neighbours, recall_at_k
+from .metrics import recall_at_k
+from .search import neighbours
 
 # %% ../nbs/03a_features.ipynb #39c09951
 @dataclass(repr=False)

@@ -10,7 +10,7 @@ __all__ = ['adam', 'RetrievalEval', 'embedding_of', 'table_recall', 'RetrievalRe
            'GlobalBatch', 'AnyDevicePrecision', 'KeepState', 'SaveBest', 'Statistics', 'pack', 'unpack',
            'RetrievalLearner', 'retrieval_learner']
 
-# %% ../nbs/04_learner.ipynb #b7e5f8ab
+# %% ../nbs/04_learner.ipynb #030e519b
 import json
 import os
 from copy import deepcopy
@@ -37,7 +37,8 @@ from torch.distributed.nn.functional import all_gather
 from .backbones import RetrievalNet, create_backbone, read_tensors, save_model
 from .data import image_path, write_atomic
 from .features import extract, show_neighbours, sides
-from .metrics import neighbours, recall_at_k
+from .metrics import recall_at_k
+from .search import neighbours
 
 # %% ../nbs/04_learner.ipynb #3badb4ce
 class RetrievalEval(Callback):

@@ -29,7 +29,8 @@ from fgir.features import (
     show_neighbours,
 )
 from fgir.loaders import retrieval_dls, table_dl
-from fgir.metrics import neighbours, recall_at_k
+from fgir.metrics import recall_at_k
+from fgir.search import neighbours
 from fgir.synth import synth_dataset
 
 @pytest.fixture(scope="module")

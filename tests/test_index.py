@@ -11,7 +11,7 @@ import fgir.index
 from fgir.data import BadImage, image_path
 from fgir.features import ColorHistogram, Features, extract
 from fgir.index import Index, photo_table, show_search, unit_rows
-from fgir.metrics import neighbours
+from fgir.search import neighbours
 from fgir.synth import synth_dataset
 
 class Net(nn.Module):

@@ -21,7 +21,8 @@ from fgir.data import hold_out_classes
 from fgir.learner import KeepState, SaveBest, pack, retrieval_learner, split_groups, table_recall, unpack
 from fgir.loaders import retrieval_dls
 from fgir.losses import BatchHardTripletLoss
-from fgir.metrics import neighbours, recall_at_k
+from fgir.metrics import recall_at_k
+from fgir.search import neighbours
 from fgir.synth import synth_dataset
 
 class Proxies(nn.Module):

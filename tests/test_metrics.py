@@ -1,4 +1,5 @@
-"Metrics: the numpy oracle by property tests, exact ties, golden values, precision, memory, bad input."
+"Search and metrics: oracles by property tests, exact ties, golden values, precision, memory, other libraries, bad input."
+from contextlib import contextmanager
 from fractions import Fraction
 
 import numpy as np
@@ -9,8 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fgir import metrics
-from fgir.metrics import first_hit_rank, neighbours, recall_at_k
+from fgir import search
+from fgir.metrics import (
+    AT_K,
+    OVER_ALL,
+    TIES,
+    cluster_agreement,
+    confidence,
+    first_hit_rank,
+    measure,
+    recall_at_k,
+    score_queries,
+)
+from fgir.search import neighbours
 
 KS = (1, 2, 4, 8)
 
@@ -51,42 +63,57 @@ def problems(draw):
 
 
 metric_names = st.sampled_from(["cosine", "dot", "euclidean"])
+
+
+@contextmanager
+def starting_rough(spare):
+    "Even small galleries start in float32, with `spare` candidates more than wanted; None: as they are."
+    kept = search.SPARE, search.SHARE
+    try:
+        if spare is not None: search.SPARE, search.SHARE = spare, 1
+        yield
+    finally: search.SPARE, search.SHARE = kept
+
+
+spares = st.sampled_from([None, 1, 3])
 dtypes = st.sampled_from([np.float64, np.float32, np.float16, np.int32])
 
 
 @settings(deadline=None, max_examples=150)
-@given(problems(), metric_names, dtypes, st.integers(1, 20))
-def test_recall_is_the_oracle(problem, metric, dtype, chunk):
+@given(problems(), metric_names, dtypes, st.integers(1, 20), spares)
+def test_recall_is_the_oracle(problem, metric, dtype, chunk, spare):
     q, q_labels, g, g_labels = problem
-    found = recall_at_k(q.astype(dtype), q_labels, None if g is None else g.astype(dtype), g_labels, KS, metric, chunk)
+    with starting_rough(spare):
+        found = recall_at_k(q.astype(dtype), q_labels, None if g is None else g.astype(dtype), g_labels, KS, metric, chunk)
     assert found == exact_recall(q, q_labels, g, g_labels, KS, metric)
 
 
 @settings(deadline=None, max_examples=150)
-@given(problems(), metric_names, dtypes, st.integers(1, 20), st.data())
-def test_neighbours_are_the_oracle(problem, metric, dtype, chunk, data):
+@given(problems(), metric_names, dtypes, st.integers(1, 20), st.data(), spares)
+def test_neighbours_are_the_oracle(problem, metric, dtype, chunk, data, spare):
     q, _, g, _ = problem
     room = len(q) - 1 if g is None else len(g)
     if not room: return
     k = data.draw(st.integers(1, room))
-    _, rows = neighbours(q.astype(dtype), None if g is None else g.astype(dtype), k, metric, chunk)
+    with starting_rough(spare): _, rows = neighbours(q.astype(dtype), None if g is None else g.astype(dtype), k, metric, chunk)
     assert rows.tolist() == [o[:k] for o in exact_orders(q, g, metric)]
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(2, 60), st.integers(1, 40), st.integers(0, 10**6), metric_names, st.integers(1, 70),
-       st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
-def test_copies_tie_and_chunks_do_not_matter(n, d, seed, metric, chunk, dtype):
+       st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), spares)
+def test_copies_tie_and_chunks_do_not_matter(n, d, seed, metric, chunk, dtype, spare):
     "Real vectors, each in the gallery twice: both copies have one similarity, and equal ones come in row order."
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=rng).to(dtype)
     gallery, labels = torch.cat([x, x]), torch.arange(n).repeat(2)
     scores, rows = neighbours(x, gallery, 2 * n, metric, chunk)
+    with starting_rough(spare): assert (neighbours(x, gallery, n, metric, chunk)[1] == rows[:, :n]).all()
     by_row = torch.empty_like(scores).scatter_(1, rows, scores)
     assert (by_row[:, :n] == by_row[:, n:]).all()
     if metric != "euclidean": assert (by_row.sort(dim=1, descending=True, stable=True).indices == rows).all()
-    assert (first_hit_rank(x, labels[:n], gallery, labels, metric, chunk) ==
-            first_hit_rank(x, labels[:n], gallery, labels, metric)).all()
+    ranks = first_hit_rank(x, labels[:n], gallery, labels, metric)
+    with starting_rough(spare): assert (first_hit_rank(x, labels[:n], gallery, labels, metric, chunk) == ranks).all()
 
 
 @settings(deadline=None, max_examples=40)
@@ -195,8 +222,8 @@ def test_memory_is_bounded(metric, monkeypatch):
     "Buffers hold a chunk of rows, and fewer where that is too much."
     sizes, empty = [], torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **kw: (sizes.append(a), empty(*a, **kw))[1])
-    monkeypatch.setattr(metrics, "MEMORY", 4 * 500 * 30)
-    monkeypatch.setattr(metrics, "BLOCK", 64)
+    monkeypatch.setattr(search, "MEMORY", 8 * 500 * 30)
+    monkeypatch.setattr(search, "BLOCK", 64)
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(500, 8)).astype(np.float32), rng.integers(0, 50, 500)
     small = first_hit_rank(x, labels, metric=metric)
@@ -209,7 +236,7 @@ def test_inputs_are_left_alone_and_may_be_read_only():
     x = np.random.default_rng(0).normal(size=(50, 4))
     kept = x.copy()
     x.flags.writeable = False
-    for metric in metrics.METRICS: recall_at_k(x, np.arange(50) // 5, metric=metric)
+    for metric in search.METRICS: recall_at_k(x, np.arange(50) // 5, metric=metric)
     assert (x == kept).all()
     assert recall_at_k(x[:, ::-1], np.arange(50) // 5) == recall_at_k(x, np.arange(50) // 5)
     assert recall_at_k(x.astype(">f8"), np.arange(50) // 5) == recall_at_k(x, np.arange(50) // 5)
@@ -237,6 +264,155 @@ def test_gpu_agrees(metric):
     assert (first_hit_rank(x.cuda(), labels, metric=metric) == first_hit_rank(x, labels, metric=metric)).all()
     scores, rows = neighbours(x.cuda(), k=10, metric=metric)
     assert rows.is_cuda and (rows.cpu() == neighbours(x, k=10, metric=metric)[1]).all()
+
+
+def plain_scores(q, q_labels, g, g_labels, name, metric="dot", exclude=None, ties="row"):
+    "A measure of every query from its definition, over lists in exact arithmetic."
+    among, labels = (q, q_labels) if g is None else (g, g_labels)
+    found = []
+    for i, x in enumerate(q):
+        hidden = {j for j in range(len(among)) if (g is None and j == i) or (exclude is not None and exclude[i] == exclude[j])}
+        rows = [j for j in range(len(among)) if j not in hidden]
+        same = [labels[j] == q_labels[i] for j in range(len(among))]
+        after = {"row": lambda j: 0, "optimistic": lambda j: not same[j], "pessimistic": lambda j: same[j]}[ties]  # noqa: B023
+        right = [same[j] for j in sorted(rows, key=lambda j: (-exact(x, among[j], metric), after(j), j))]  # noqa: B023
+        relevant, first = sum(right), right.index(True) + 1 if any(right) else np.inf
+        def precision(n): return sum(right[:n]) / n  # noqa: B023
+        def precisions(n): return sum(precision(j) for j in range(1, min(n, len(right)) + 1) if right[j - 1])  # noqa: B023
+        kind, k = (name.split("@")[0], int(name.split("@")[1].split("/")[0])) if name[-1] != "R" and "@" in name else (name, 0)
+        if not relevant: found.append(0)
+        elif name.endswith("/hits"): found.append(precisions(k) / max(1, sum(right[:k])))
+        else:
+            found.append({"R": lambda: first <= k, "P": lambda: precision(k), "mAP": lambda: precisions(k) / min(k, relevant),  # noqa: B023
+                          "R-precision": lambda: precision(relevant), "MAP@R": lambda: precisions(relevant) / relevant,  # noqa: B023
+                          "MRR": lambda: 1 / first}[kind]())  # noqa: B023
+    return found
+
+
+MEASURES = ["R@1", "R@3", "P@1", "P@4", "P@40", "mAP@3", "mAP@40", "mAP@3/hits", "mAP@40/hits", *OVER_ALL]
+
+
+@settings(deadline=None, max_examples=100)
+@given(problems(), metric_names, st.integers(1, 20), spares, st.sampled_from(list(TIES)))
+def test_measures_are_their_definitions(problem, metric, chunk, spare, ties):
+    with starting_rough(spare): found = score_queries(*problem, MEASURES, metric, ties=ties, chunk=chunk)
+    for name in MEASURES:
+        np.testing.assert_allclose(found[name], plain_scores(*problem, name, metric, ties=ties), atol=1e-12, err_msg=name)
+
+
+@settings(deadline=None, max_examples=60)
+@given(problems(), st.integers(1, 20), spares, st.data())
+def test_who_is_excluded_is_not_there(problem, chunk, spare, data):
+    q, q_labels, _, _ = problem
+    exclude = data.draw(arrays(np.int64, len(q), elements=st.integers(0, 3)))
+    with starting_rough(spare):
+        found = score_queries(q, q_labels, measures=MEASURES, metric="dot", exclude=exclude, chunk=chunk)
+    for name in MEASURES: np.testing.assert_allclose(found[name], plain_scores(q, q_labels, None, None, name, exclude=exclude))
+    same = exclude[:, None] == exclude
+    relevant = ((q_labels[:, None] == q_labels) & ~same).sum(1)
+    assert (found["relevant"] == relevant).all()
+
+
+def test_a_gallery_of_copies_starts_rough_and_ends_exact():
+    "Each query has forty copies of its class and forty of another: too many to look at one by one, none of them provable."
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(120, 32)).astype(np.float32)
+    gallery, labels = np.repeat(base, 80, axis=0), np.arange(9600) % 7
+    q, q_labels = base[:20], np.full(20, 6)
+    with starting_rough(None):
+        assert next(iter(search.chunks(search.compared(q, gallery), 1))).error
+        found = first_hit_rank(q, q_labels, gallery, labels)
+        rows = neighbours(q, gallery, 20)[1]
+    first = [next(j for j in range(80*i, 80*i + 80) if labels[j] == 6) - 80*i + 1 for i in range(20)]
+    assert found.tolist() == first
+    assert (rows == 80*np.arange(20)[:, None] + np.arange(20)).all()
+
+
+def clouds(n_classes=60, per_class=12, d=24, spread=1.2, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(n_classes), per_class))
+    return (rng.normal(size=(n_classes, d))[labels] + spread*rng.normal(size=(len(labels), d))).astype(np.float32), labels
+
+
+def test_rough_and_exact_starts_give_the_same():
+    x, labels = clouds(300, 20, spread=2.)
+    names = ["R@1", "R@100", "MAP@R", "MRR"]
+    with starting_rough(8): quick = score_queries(x, labels, measures=names)
+    torch.set_float32_matmul_precision("medium")
+    try: slow = score_queries(x, labels, measures=names)
+    finally: torch.set_float32_matmul_precision("highest")
+    pd.testing.assert_frame_equal(quick, slow)
+
+
+def test_as_pytorch_metric_learning_has_it():
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    x, labels = clouds()
+    unit = torch.nn.functional.normalize(torch.from_numpy(x))
+    calculator = AccuracyCalculator(("precision_at_1", "r_precision", "mean_average_precision_at_r"), k="max_bin_count")
+    theirs = calculator.get_accuracy(unit, torch.from_numpy(labels))
+    ours = score_queries(x, labels, measures=["R@1", "R-precision", "MAP@R"]).mean()
+    for name, their in {"R@1": "precision_at_1", "R-precision": "r_precision", "MAP@R": "mean_average_precision_at_r"}.items():
+        assert ours[name] == pytest.approx(theirs[their], abs=1e-6), name
+
+
+def test_as_torchmetrics_has_it():
+    "Its average precision takes a similarity of 0 or less for no answer at all, so all are lifted above 0."
+    from torchmetrics import retrieval
+
+    x, labels = clouds()
+    pair = search.compared(x)
+    s = 2 + search.exact(pair, torch.arange(len(x)))
+    others = ~torch.eye(len(x), dtype=torch.bool)
+    target = torch.from_numpy(labels[:, None] == labels)[others]
+    which = torch.arange(len(x))[:, None].expand_as(others)[others]
+    theirs = {"R@4": retrieval.RetrievalHitRate(top_k=4), "P@4": retrieval.RetrievalPrecision(top_k=4),
+              "mAP@20/hits": retrieval.RetrievalMAP(top_k=20), "MRR": retrieval.RetrievalMRR(),
+              "R-precision": retrieval.RetrievalRPrecision(), f"mAP@{len(x)}": retrieval.RetrievalMAP()}
+    ours = score_queries(x, labels, measures=list(theirs)).mean()
+    for name, their in theirs.items():
+        assert ours[name] == pytest.approx(float(their(s[others].float(), target, indexes=which)), abs=1e-6), name
+
+
+def test_seed_001_toy_in_its_own_definition():
+    angles = np.deg2rad([0, 10, 25, 40, 61, 75])
+    x, labels = np.stack([np.cos(angles), np.sin(angles)], 1), [0, 0, 1, 0, 1, 1]
+    found = score_queries(x, labels, measures=["mAP@5/hits", "mAP@2/hits", "R@1", "mAP@1/hits"])
+    np.testing.assert_allclose(found["mAP@5/hits"], [.8333, .8333, .325, .3667, .8333, .8333], atol=5e-5)
+    assert found.mean()[["mAP@5/hits", "mAP@2/hits"]].round(4).tolist() == [.6708, .6667]
+    assert (found["mAP@1/hits"] == found["R@1"]).all()
+
+
+def test_confidence_covers_and_widens():
+    "Of 200 samples from a known population about 95 % of the intervals hold its mean; by class they are wider."
+    rng, held = np.random.default_rng(0), 0
+    for seed in range(200):
+        low, high = confidence(rng.random(150) < .7, n=400, seed=seed)
+        held += low <= .7 <= high
+    assert 178 <= held <= 199
+    groups = np.repeat(np.arange(30), 10)
+    values = (rng.random(30) < .5)[groups].astype(float)
+    narrow, wide = confidence(values), confidence(values, groups)
+    assert wide[1] - wide[0] > 2*(narrow[1] - narrow[0])
+    assert confidence(values, groups.astype(str), seed=3) == confidence(values, groups, seed=3)
+    with pytest.raises(ValueError, match="cannot be drawn from"): confidence(values, np.zeros(300))
+
+
+def test_clusters():
+    x, labels = clouds(spread=.1)
+    found = cluster_agreement(x, [f"class {c}" for c in labels])
+    assert found["NMI"] > .95 and found["AMI"] > .9
+    assert cluster_agreement(x, labels) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("name", ["R@0", "R@", "recall", "mAP@R", "R@5/hits", "MAP@5", "", "AP@3"])
+def test_unknown_measures(name):
+    with pytest.raises(ValueError, match="expected one of R@K, P@K"): measure(name)
+
+
+def test_all_measures_are_tested():
+    kinds = {n.split("@")[0] + "@" + ("/hits" if n.endswith("/hits") else "") for n in MEASURES if n not in OVER_ALL}
+    assert kinds == set(AT_K)
 
 
 EYE = np.eye(3)
@@ -268,6 +444,11 @@ EYE = np.eye(3)
     (lambda: neighbours(EYE, k=3), "k must be 1 to 2"),
     (lambda: neighbours(EYE, EYE, k=4), "k must be 1 to 3"),
     (lambda: neighbours(EYE, k=0), "k must be 1 to 2"),
+    (lambda: neighbours(EYE, k=2, exclude=[0, 0, 1]), "query row 0 may find fewer than k=2"),
+    (lambda: neighbours(EYE, EYE, k=1, exclude=[0, 0, 1]), "give two lists"),
+    (lambda: neighbours(EYE, k=1, exclude=[0, 0]), "3 query rows need 3"),
+    (lambda: score_queries(EYE, [0, 1, 2], measures=[]), "nothing to measure"),
+    (lambda: score_queries(EYE, [0, 1, 2], ties="mine"), "row, optimistic, pessimistic"),
 ])
 def test_one_clear_error(call, words):
     with pytest.raises(ValueError, match=words): call()
