@@ -6,7 +6,7 @@ Docs: https://fgir.github.io/fgir/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['NEAR', 'TIES', 'AT_K', 'OVER_ALL', 'first_ranks', 'Answers', 'answers', 'first_hit_rank', 'recall_at_k', 'measure',
-           'score_queries', 'confidence', 'cluster_agreement']
+           'score_queries', 'score_lists', 'confidence', 'cluster_agreement']
 
 # %% ../nbs/03_metrics.ipynb #cc3019ee
 import re
@@ -191,7 +191,15 @@ def measure(name: str) -> tuple[Callable, Callable]:
     k = int(parts[2])
     return lambda a: AT_K[kind](a, k), lambda largest: 1 if kind == "R@" else k
 
-# %% ../nbs/03_metrics.ipynb #b5791a5c
+# %% ../nbs/03_metrics.ipynb #21ef387b
+def _scores(parts: Iterator[Answers], measures: Sequence[str]) -> pd.DataFrame:
+    "A row a query, a column a measure, and `relevant`."
+    named = {name: measure(name)[0] for name in measures}
+    if not named: raise ValueError("measures: nothing to measure")
+    rows = [torch.stack([*(f(a).double() for f in named.values()), a.relevant.double()], 1).cpu() for a in parts]
+    return pd.DataFrame(torch.cat(rows).numpy(), columns=[*named, "relevant"]).astype({"relevant": int})
+
+# %% ../nbs/03_metrics.ipynb #ab3ae74e
 def score_queries(
     query: Tensor | np.ndarray,  # (Q, D) features
     query_labels: Sequence | Tensor | np.ndarray,  # (Q,) integers or strings
@@ -204,12 +212,26 @@ def score_queries(
     chunk: int = 2048,  # queries at a time, at most; changes memory and time, not the result
 ) -> pd.DataFrame:  # (Q) rows, a column a measure from 0 to 1, and `relevant`, the images there were to find
     "Every measure of every query; 0 for a query whose class is nowhere else."
-    named = {name: measure(name) for name in measures}
-    if not named: raise ValueError("measures: nothing to measure")
-    def depth(largest): return max(need(largest) for _, need in named.values())
-    parts = [torch.stack([*(f(a).double() for f, _ in named.values()), a.relevant.double()], 1).cpu()
-             for a in answers(query, query_labels, gallery, gallery_labels, depth, metric, exclude, ties, chunk)]
-    return pd.DataFrame(torch.cat(parts).numpy(), columns=[*named, "relevant"]).astype({"relevant": int})
+    def depth(largest): return max(measure(name)[1](largest) for name in measures)
+    return _scores(answers(query, query_labels, gallery, gallery_labels, depth, metric, exclude, ties, chunk), measures)
+
+# %% ../nbs/03_metrics.ipynb #417200d8
+def score_lists(
+    found: Tensor | np.ndarray,  # (Q, k) gallery rows, best first; a query itself must not be in its list
+    query_labels: Sequence | Tensor | np.ndarray,  # (Q,) integers or strings
+    gallery_labels: Sequence | Tensor | np.ndarray | None = None,  # (N,); default the queries', each without itself
+    measures: Sequence[str] = ("R@1", "R-precision", "MAP@R"),  # as in `score_queries`
+) -> pd.DataFrame:  # as `score_queries`
+    "Every measure of every list."
+    found = torch.as_tensor(found).cpu()
+    q, g = numbered(query_labels, len(found), gallery_labels, None if gallery_labels is None else len(gallery_labels))
+    if not (0 <= found.min() and found.max() < len(g)): raise ValueError(f"found: expected rows 0 to {len(g) - 1} of the gallery")
+    if gallery_labels is None and (found == torch.arange(len(found))[:, None]).any():
+        raise ValueError("found: a query is in its own list")
+    right = g[found] == q[:, None]
+    first = (right.int().argmax(1) + 1).double().masked_fill(~right.any(1), torch.inf)
+    relevant = torch.bincount(g, minlength=int(q.max()) + 1)[q] - int(gallery_labels is None)
+    return _scores([Answers(right, first, relevant)], measures)
 
 # %% ../nbs/03_metrics.ipynb #c9a9a233
 def confidence(

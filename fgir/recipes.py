@@ -59,7 +59,7 @@ DEFAULTS = dict(
     wd=0., schedule=dict(name='constant'), epochs=20, steps=None, warm_up=0, freeze_bn='statistics', clip_value=0.,
     clip_norm=0., precision='float32', valid=.2, hold_out='classes', ks=[1, 2, 4, 8], seed=0, quirks=[])
 
-# %% ../nbs/04a_recipes.ipynb #bd3f6760
+# %% ../nbs/04a_recipes.ipynb #d2232bfa
 QUIRKS = {
     'bn_affine': ('batch normalization is called frozen, but its scale and shift train', dict(freeze_bn='all')),
     'single_rate': ('rate multipliers of 0.1 for the backbone are set and never read',
@@ -70,6 +70,8 @@ QUIRKS = {
     'test_selection': ('the epoch is picked on the test classes', dict(valid=.2)),
     'sign_flip': ('samples of which the classifier is sure, p >= 0.7, are pushed back', dict(loss=dict(flip=2.))),
     'two_sizes': ('trains on squashed crops of 256 pixels, tests on whole images of their own shape', dict(tfms='cgd')),
+    'fast_proxies': ("the proxies learn at 100 times the network's rate; drawn only to their own images, they collapse",
+                     dict(lr=dict(backbone=1e-4, head=1e-4, loss=1e-4))),
     'googlenet_dropout': ("GoogLeNet's dropout of 0.2 before its classifier stays in", dict(net=dict(dropout=0.))),
     'ragged_batch': ('the last batch of an epoch, however small, is a step like any other', dict(drop_last=True)),
     'third_stage': ("the stride is taken from ResNet's third stage, where the paper draws the fourth",
@@ -119,7 +121,7 @@ RECIPES |= {
     'proxy_anchor_sop': _official('sop', 'bn_inception', 180, 6e-4, 1, 20, .25, ks=[1, 10, 100, 1000], **_SHOP),
     'proxy_anchor_inshop': _official('inshop', 'bn_inception', 180, 6e-4, 1, 20, .25, ks=[1, 10, 20, 30, 40], **_SHOP)}
 
-# %% ../nbs/04a_recipes.ipynb #9179e7b2
+# %% ../nbs/04a_recipes.ipynb #f24be048
 _PP = dict(source='seed 003', net=dict(name='RetrievalNet', pool='M', dim=512, layer_norm=True, bias=False),
            optimizer=dict(name='adamp'), lr=dict(backbone=1e-4, head=1e-4, loss=1e-2), drop_last=False, warm_up=2,
            schedule=dict(name='steps', at=[5, 10, 15], of=20, gamma=.5), valid='last', seed=1,
@@ -128,7 +130,8 @@ _PP = dict(source='seed 003', net=dict(name='RetrievalNet', pool='M', dim=512, l
 RECIPES |= {
     'pp_proxy_anchor': dict(_PP, about='Proxy-Anchor', loss=dict(name='ProxyAnchorLoss', init='unit')),
     'pp_norm_softmax': dict(_PP, about='normalized softmax', loss=dict(name='NormSoftmaxLoss')),
-    'pp_positive_proxy': dict(_PP, about='positive proxies, P2, from history', loss=dict(name='PositiveProxyLoss')),
+    'pp_positive_proxy': dict(_PP, about='positive proxies, P2, from history', loss=dict(name='PositiveProxyLoss'),
+                              quirks=[*_PP['quirks'], 'fast_proxies']),
     'pp_googlenet': dict(_PP, about='Proxy-Anchor on GoogLeNet', backbone='googlenet',
                          net=dict(_PP['net'], dropout=.2), loss=dict(name='ProxyAnchorLoss', init='unit'),
                          quirks=[*_PP['quirks'], 'googlenet_dropout']),
@@ -150,6 +153,13 @@ RECIPES |= {
                  loss=dict(name='LabelSmoothingCE', smoothing=.1, temperature=1., spread='others'), size=448,
                  optimizer=dict(name='sgd', momentum=.9), lr=.025, wd=5e-4, schedule=dict(name='cosine'), epochs=128,
                  freeze_bn='', valid='test', hold_out='images', ks=[1, 5], seed=2020, quirks=['test_selection'])}
+
+# %% ../nbs/04a_recipes.ipynb #ea8f6db0
+RECIPES['sane'] = dict(
+    about='what we would take today', source='fgir', tfms='cgd', precision='bf16', warm_up=1, clip_norm=10., wd=1e-4,
+    net=dict(name='RetrievalNet', pool='avg+max', dim=512, layer_norm=True, bias=False),
+    loss=dict(name='ProxyAnchorLoss', init='unit'), optimizer=dict(name='adamw'),
+    lr=dict(backbone=3e-4, head=3e-4, loss=3e-2), schedule=dict(name='one_cycle', start=.15))
 
 # %% ../nbs/04a_recipes.ipynb #45ca3f6d
 def recipes() -> pd.DataFrame:  # one row a recipe

@@ -194,6 +194,18 @@ def test_groups_have_their_own_rates_and_decays(table, tmp_path):
     with pytest.raises(ValueError, match="parameter group 'proxies'"): per_group(dict(proxies=1.), headless)
 
 
+def test_sane_does_what_it_says(table, tmp_path):
+    "One cycle of three rates, a frozen start, clipped gradients, bfloat16, held-out classes, and it learns."
+    watch, learn = Watch(), make('sane', table, tmp_path, epochs=6)
+    fit(learn, cbs=watch)
+    start, top, end = watch.lr[0], max(watch.lr), watch.lr[-1]
+    assert start == pytest.approx([.04*3e-4, .04*3e-4, .04*3e-2], rel=.5) and end[0] < .05*top[0]
+    assert top == pytest.approx([3e-4, 3e-4, 3e-2], rel=.05) and watch.lr.index(top)/len(watch.lr) == pytest.approx(.15, abs=.1)
+    assert watch.wd[0] == [1e-4]*3 and watch.frozen[0] and not watch.frozen[-1]
+    assert learn.valid_split == 'valid' and learn.recipe['precision'] == 'bf16' and learn.recipe['quirks'] == []
+    assert learn.history[-1][0] < learn.history[0][0]
+
+
 def test_gradients_are_cut_by_value_and_by_length(table, tmp_path):
     watch = Watch()
     fit(make('proxy_anchor_cub', table, tmp_path, epochs=1, warm_up=0, clip_value=.01), cbs=watch)
