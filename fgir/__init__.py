@@ -15,7 +15,7 @@ _NAMES = {
     "losses": "BatchHardTripletLoss MultiSimilarityLoss NormSoftmaxLoss ProxyNCALoss ProxyAnchorLoss PositiveProxyLoss "
               "MovingProxyLoss CosFaceLoss ArcFaceLoss DGPCRLoss LabelSmoothingCE",
     "search": "neighbours",
-    "metrics": "recall_at_k score_queries confidence cluster_agreement",
+    "metrics": "recall_at_k score_queries score_lists confidence cluster_agreement",
     "features": "Features ColorHistogram extract evaluate_recall show_neighbours save_retrieval_pictures",
     "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN WarmUp ClipValue StopAfter "
                "Statistics",
@@ -25,6 +25,7 @@ _NAMES = {
             "write_seed_json SEED_MODELS",
     "explain": "explain_match evidence",
     "index": "Index show_search",
+    "rerank": "Views expand fit_pca fit_whitening query_expansion database_augmentation k_reciprocal diffusion evaluate_rerank",
     "classify": "Classifier AccuracyEval fgic_learner finish_fgic classify_image accuracy confusion closest_classes "
                 "show_confusion show_closest",
     "evaluation": "evaluate report",

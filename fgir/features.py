@@ -124,20 +124,21 @@ def _lay_out(path: Path, shapes: Mapping[str, tuple[np.dtype, tuple]], metadata:
         if hasattr(os, "posix_fallocate"): os.posix_fallocate(f.fileno(), 0, 8 + len(header) + end)
     return {name: _map(path, 8 + len(header), **entry, mode="r+") for name, entry in entries.items()}
 
-# %% ../nbs/03a_features.ipynb #cb2e87fa
+# %% ../nbs/03a_features.ipynb #a543251e
 FORMAT = "fgir.Features 1"
 
 def _json(value: object, what: str) -> str:
     try: return json.dumps(value)
     except (TypeError, ValueError) as e: raise ValueError(f"{what} cannot be saved as JSON: {e}") from None
 
-def _create(path: Path, shapes: Mapping[str, tuple[np.dtype, tuple]], table: pd.DataFrame, record: dict) -> dict[str, np.ndarray]:
-    "Make a file of features with its table, and map its arrays, full of zeros, for writing."
+def _create(path: Path, shapes: Mapping[str, tuple[np.dtype, tuple]], table: pd.DataFrame, record: dict,
+            hidden: Sequence[str] = (), **metadata: str) -> dict[str, np.ndarray]:
+    "Make a file of features with its table, and map its arrays, full of zeros, for writing; `hidden` ones are not features."
     columns = {f"table.{name}": _pack(table[name]) for name in table}
     if columns.keys() & shapes.keys(): raise ValueError("array names must not be those of table columns")
-    about = dict(names=list(shapes), columns=[[c, table[c].dtype.kind not in "iufb"] for c in table])
+    about = dict(names=[n for n in shapes if n not in hidden], columns=[[c, table[c].dtype.kind not in "iufb"] for c in table])
     metadata = dict(format=FORMAT, about=_json(about, "table"), record=_json(record, "record"),
-                    attrs=_json(table.attrs, "table.attrs"))
+                    attrs=_json(table.attrs, "table.attrs"), **metadata)
     maps = _lay_out(path, {**shapes, **{n: (c.dtype, c.shape) for n, c in columns.items()}}, metadata)
     for name, column in columns.items(): maps[name][...] = column
     return {name: maps[name] for name in shapes}

@@ -1,4 +1,10 @@
-"The index: agreement with the exact search, refusals, photographs, files, pictures."
+"The index: agreement with the exact search, refusals, photographs, galleries that change, files, databases, pictures."
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import faiss
 import numpy as np
 import pytest
@@ -8,9 +14,9 @@ from PIL import Image
 from torch import nn
 
 import fgir.index
-from fgir.data import BadImage, image_path
+from fgir.data import BadImage, image_path, make_table
 from fgir.features import ColorHistogram, Features, extract
-from fgir.index import Index, photo_table, show_search, unit_rows
+from fgir.index import KINDS, Index, photo_table, show_search, unit_rows
 from fgir.search import neighbours
 from fgir.synth import synth_dataset
 
@@ -99,7 +105,7 @@ def test_blocks_make_the_same_gallery_and_name_the_bad_row(fish, monkeypatch):
 
 
 def test_what_cannot_be_built_is_said(features):
-    with pytest.raises(ValueError, match="kind: expected one of .*found 'hnsw'"): Index.build(features, kind='hnsw')
+    with pytest.raises(ValueError, match="kind: expected one of .*found 'tree'"): Index.build(features, kind='tree')
     with pytest.raises(KeyError, match='there are mean, max'): Index.build(features, 'median')
     with pytest.raises(ValueError, match='one image or more'): Index.build(features.select([False]*36))
 
@@ -115,17 +121,213 @@ def test_unit_rows_leave_their_input_alone():
     assert unit_rows(x).dtype == np.float32 and x.tolist() == [[3, 4]]
 
 
-def test_a_file_of_features_is_the_index(tmp_path, features):
-    index = Index.build(features, 'max')
-    path = index.save(tmp_path/'gallery.safetensors')
-    again = Index.load(path, 'max')
-    assert again.search(features['max']).equals(index.search(features['max']))
-    assert again.info() == index.info() and again.info()['images'] == 36 and again.info()['size'] == 48
-    with pytest.raises(FileExistsError): index.save(path)
-    index.save(path, force=True)
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match='not all of one'): Index.load(path)
+# galleries that change
 
+def many(n=600, d=16, seed=0, first=0):
+    rng = np.random.default_rng([seed, first])
+    labels = np.arange(first, first + n) % 20
+    x = np.random.default_rng(9).normal(size=(20, d))[labels] + .5*rng.normal(size=(n, d))
+    paths, names = [f'{i}.jpg' for i in range(first, first + n)], [f'class {c}' for c in labels]
+    table = make_table(paths, labels, names, 'test', '/photos', 'many')
+    return Features({'x': x.astype(np.float32)}, table, dict(model='m', tfms='cgd'))
+
+
+SMALL = dict(flat={}, hnsw=dict(links=16, build=80, look=256), ivfpq=dict(bytes=8, cells=4, look=4))
+
+
+def both(kind, features, where):
+    "A gallery of a kind, or one in a database."
+    if kind == 'milvus': return Index.connect(str(where/'g.db'), features)
+    return Index.build(features, kind=kind, **SMALL[kind])
+
+
+@pytest.mark.parametrize('kind', [*KINDS, 'milvus'])
+def test_a_gallery_that_grew_and_shrank_is_the_one_that_is_left(tmp_path, kind):
+    "Added, replaced and removed in turns: what is found is what an exact search finds among the images that are there."
+    rng, everything = np.random.default_rng(0), many(900)
+    index = both(kind, everything.select(range(400)), tmp_path)
+    vectors, there = dict(enumerate(everything['x'])), set(range(400))
+    for step in range(4):
+        new = list(range(400 + 100*step, 500 + 100*step))
+        index.add(everything.select(new))
+        gone = rng.choice(sorted(there), 60, replace=False).tolist()
+        index.remove([f'{i}.jpg' for i in gone])
+        there = (there | set(new)) - set(gone)
+        changed = rng.choice(sorted(there), 20, replace=False).tolist()
+        other = many(900, seed=step + 1).select(changed)
+        index.update(other)
+        vectors |= dict(zip(changed, other['x'], strict=True))
+        assert len(index) == len(there)
+    rows = sorted(there)
+    scores, near = neighbours(everything['x'][:30], np.stack([vectors[i] for i in rows]), 5)
+    found = index.search(everything['x'][:30], 5)
+    assert (found['path'].to_numpy().reshape(30, 5) == np.array([f'{i}.jpg' for i in rows])[near]).mean() > .98
+    np.testing.assert_allclose(found['score'][::5], scores[:, 0], atol=1e-5)
+    assert [f'class {label}' for label in found['label']] == found['name'].tolist()
+
+
+@pytest.mark.parametrize('kind', [*KINDS, 'milvus'])
+def test_filters_keep_what_they_say(tmp_path, kind, monkeypatch):
+    features = many()
+    index = both(kind, features, tmp_path)
+    labels = features.table['label'].to_numpy()
+    for few in (10**6, 0):
+        monkeypatch.setattr(fgir.index, 'FEW', few)
+        found = index.search(features['x'][:8], 4, filter=dict(label=[3, np.int64(5)], split='test'))
+        rows = np.flatnonzero(np.isin(labels, [3, 5]))
+        near = neighbours(features['x'][:8], features['x'][rows], 4)[1]
+        hits = found['path'].to_numpy().reshape(8, 4) == np.array([f'{i}.jpg' for i in rows])[near]
+        assert set(found['label']) <= {3, 5} and hits.mean() > .8
+    assert len(index.search(features['x'][0], 50, filter=dict(path='7.jpg'))) == 1
+    for hostile in ('" or label >= 0 or name == "', "' or 1==1 or '", 'class 3"]) or path in (["1.jpg', '\\" or true or "'):
+        with pytest.raises(ValueError, match='filter: no image'): index.search(features['x'][0], 5, filter=dict(name=hostile))
+    with pytest.raises(ValueError, match="filter: no column 'color', there are path"):
+        index.search(features['x'][0], 5, filter={'color': 1})
+    with pytest.raises(ValueError, match='no column'): index.search(features['x'][0], 5, filter={'label >= 0 or label': 1})
+
+
+@pytest.mark.parametrize('kind', ['flat', 'milvus'])
+def test_what_cannot_be_added_is_not(tmp_path, kind):
+    index, more = both(kind, many(300), tmp_path), many(10, first=300)
+    bad = more['x'].copy()
+    bad[7] = np.nan
+    for features, words in [
+            (Features({'x': bad}, more.table, more.record), 'features, row 7'),
+            (Features(more.arrays, more.table, more.record | dict(model='n')), 'made with model "n", the gallery with "m"'),
+            (Features({'y': more['x']}, more.table, more.record), "no array 'x'"),
+            (Features({'x': more['x'][:, :5]}, more.table, more.record), '5 numbers an image, the gallery has 16'),
+            (Features(more.arrays, more.table.assign(path='a.jpg'), more.record), 'a.jpg is there twice'),
+            (Features(more.arrays, more.table.drop(columns='split'), more.record), 'no column split'),
+            (many(10, first=295), '295.jpg is in the gallery already')]:
+        with pytest.raises(ValueError, match=words): index.add(features)
+        assert len(index) == 300
+    with pytest.raises(ValueError, match='999.jpg is not in the gallery'): index.remove(['1.jpg', '999.jpg'])
+    assert len(index) == 300 and index.search(many()['x'][1], 1)['path'][0] == '1.jpg'
+
+
+@pytest.mark.parametrize('kind', ['flat', 'milvus'])
+def test_images_of_elsewhere_keep_their_path_and_their_class(tmp_path, kind):
+    index, more = both(kind, many(40), tmp_path), many(3, first=40)
+    names = ['class 7', 'a new one', 'class 0']
+    table = more.table.assign(name=names, label=[0, 0, 1])
+    table.attrs = dict(root='/elsewhere')
+    index.add(Features(more.arrays, table, more.record))
+    found = index.search(more['x'], 1)
+    assert found['path'].tolist() == ['/elsewhere/40.jpg', '/elsewhere/41.jpg', '/elsewhere/42.jpg']
+    assert found['label'].tolist() == [7, 20, 0] and found['name'].tolist() == names
+
+
+# files
+
+@pytest.mark.parametrize('kind', list(KINDS))
+@pytest.mark.parametrize('removed', [0, 40, 300])
+def test_a_gallery_comes_back_from_its_file(tmp_path, kind, removed):
+    features = many()
+    index = both(kind, features, tmp_path)
+    if removed: index.remove([f'{i}.jpg' for i in range(removed)])
+    again = Index.load(index.save(tmp_path/'g.safetensors'))
+    before, after = (i.search(features['x'][400:420], 6) for i in (index, again))
+    assert after['path'].tolist() == before['path'].tolist()
+    np.testing.assert_allclose(after['score'], before['score'], atol=1e-6)
+    kept = (again.info() | dict(removed=0)) == (index.info() | dict(removed=0))
+    assert kept and len(again) == 600 - removed and isinstance(again.store.features['x'].base, np.memmap)
+    again.add(many(50, first=600))
+    assert again.search(many(50, first=600)['x'][:3], 1)['path'].tolist() == ['600.jpg', '601.jpg', '602.jpg']
+    assert Features.load(tmp_path/'g.safetensors').names == ['x']
+
+
+def test_what_is_not_a_gallery_is_refused(tmp_path):
+    index, path = Index.build(many()), tmp_path/'gallery.safetensors'
+    index.save(path)
+    with pytest.raises(FileExistsError): index.save(path)
+    whole = path.read_bytes()
+    later = whole.replace(b'{\\"version\\": 1', b'{\\"version\\": 2')
+    for damaged, words in [
+            (whole[:-9], 'not all of one'), (whole[:100], 'not all of one'), (whole + b'0', 'not all of one'),
+            (b'', 'not a safetensors'), (b'a photograph', 'not a safetensors'), (later, 'version 2, this fgir reads 1')]:
+        assert damaged != whole
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=words): Index.load(path)
+    rng = np.random.default_rng(0)
+    for at in rng.choice(np.arange(len(whole) - 40_000, len(whole)), 20, replace=False).tolist():
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1:])
+        with pytest.raises(ValueError, match='checksum differs'): Index.load(path)
+    many().save(path, force=True)
+    with pytest.raises(ValueError, match='a file of features, not of a gallery'): Index.load(path)
+    with pytest.raises(FileNotFoundError): Index.load(tmp_path/'none.safetensors')
+
+
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from test_index import Index, many
+index = Index.load(sys.argv[1])
+print('ready', flush=True)
+for i in range(10_000):
+    index.add(many(1, first=100_000 + i))
+    index.save(sys.argv[1], force=True)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_gallery(tmp_path):
+    "Writers add image after image until they are killed; each leaves all that was saved before, and no half of a file."
+    path = Index.build(many(4000)).save(tmp_path/'g.safetensors')
+    sizes = [4000]
+    for delay in (.1, .3, .6):
+        writer = subprocess.Popen([sys.executable, '-c', KILLED, str(path), os.path.dirname(__file__)], stdout=subprocess.PIPE)
+        assert writer.stdout.readline() == b'ready\n'
+        time.sleep(delay)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        index = Index.load(path)
+        assert (np.diff(index.search(many(5)['x'], 3)['score'].to_numpy().reshape(5, 3)) <= 0).all()
+        sizes.append(len(index))
+        index.remove([p for p in index.store.about()['path'] if p.startswith('1000')])
+        index.save(path, force=True)
+    assert max(sizes) > 4000 and min(sizes) == 4000
+
+
+def test_a_full_disk_leaves_the_gallery_as_it_was(tmp_path):
+    path = Index.build(many(300)).save(tmp_path/'g.safetensors')
+    before = path.read_bytes()
+    code = ("import resource, signal, sys; sys.path.insert(0, sys.argv[2]); from test_index import Index, many\n"
+            "index = Index.load(sys.argv[1]); index.add(many(3000, first=300)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+            "index.save(sys.argv[1], force=True)")
+    done = subprocess.run([sys.executable, '-c', code, str(path), os.path.dirname(__file__)], capture_output=True, text=True)
+    assert done.returncode and 'OSError' in done.stderr
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['g.safetensors']
+
+
+# databases
+
+def test_a_database_is_opened_again(tmp_path):
+    features, uri = many(), str(tmp_path/'g.db')
+    with pytest.raises(FileNotFoundError, match="no gallery 'gallery'; give features"): Index.connect(uri)
+    index = Index.connect(uri, features, kind='hnsw')
+    assert index.info()['images'] == 600 and index.info()['kind'] == 'hnsw' and index.info()['model'] == 'm'
+    second = Index.connect(uri, many(30), collection='second')
+    index.store.client.close()
+    again = Index.connect(uri)
+    assert again.search(features['x'][:9], 1)['path'].tolist() == [f'{i}.jpg' for i in range(9)]
+    assert len(Index.connect(uri, collection='second')) == len(second) == 30
+    with pytest.raises(ValueError, match="there is a gallery 'gallery' already"): Index.connect(uri, features)
+
+
+@pytest.mark.parametrize('uri, error, words', [
+    ('gallery.faiss', ValueError, 'ends with .db'), ('http://localhost:1', ConnectionError, 'http://localhost:1')])
+def test_what_is_no_database_is_said(tmp_path, uri, error, words):
+    with pytest.raises(error, match=words): Index.connect(uri)
+
+
+def test_photographs_are_searched_in_a_database(tmp_path, fish, features):
+    index = Index.connect(str(tmp_path/'g.db'), features, 'max')
+    found = index.search_image(image_path(fish, 20), Net(), k=3)
+    assert found['path'][0] == fish['path'][20] and len(show_search(index, image_path(fish, 20), found).axes) == 4
+    with pytest.raises(ValueError, match='other weights'): index.search_image(image_path(fish, 3), Net(seed=1))
+
+
+# photographs
 
 def test_a_photograph_of_the_gallery_finds_itself(fish, features):
     index, net = Index.build(features), Net().train()
