@@ -30,6 +30,7 @@ _NAMES = {
                 "show_confusion show_closest",
     "evaluation": "evaluate report",
     "cli": "",
+    "gallery": "",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -7,11 +7,12 @@ Docs: https://fgir.github.io/fgir/index.html.md"""
 # %% auto #0
 __all__ = ['KINDS', 'BLOCK', 'FEW', 'SAME', 'VERSION', 'NO_SUM', 'GALLERIES', 'FIELDS', 'ENGINES', 'unit_rows',
            'complete_settings', 'empty_engine', 'train_engine', 'FaissStore', 'faiss_store', 'Index', 'chosen_rows',
-           'photo_table', 'show_search', 'fitted', 'checksum', 'seal', 'load_store', 'milvus_client', 'milvus_filter',
-           'MilvusStore', 'new_milvus_store']
+           'photo_table', 'show_search', 'fitted', 'checksum', 'seal', 'load_store', 'features_of', 'milvus_client',
+           'milvus_filter', 'MilvusStore', 'new_milvus_store']
 
-# %% ../nbs/07_index.ipynb #19d1eb93
+# %% ../nbs/07_index.ipynb #b3196c99
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -364,7 +365,7 @@ def add(self: FaissStore, vectors: np.ndarray, more: pd.DataFrame):
     self.features = Features({self.name: array}, table, old.record)
     self.gone = np.concatenate([self.gone, np.zeros(len(more), bool)])
 
-# %% ../nbs/07_index.ipynb #fc8b390a
+# %% ../nbs/07_index.ipynb #0a377e37
 @patch
 def check_same(self: Index, features: Features):
     "Raise ValueError unless features were made as the gallery's were, and each row has a direction."
@@ -387,7 +388,7 @@ def add(
     self.check_same(features)
     more = fitted(features.table, *self.store.shape(features.table['name']))
     there = self.store.present(list(more['path']))
-    if there and not replace: raise ValueError(f'features: {there[0]} is in the gallery already; update replaces it')
+    if there and not replace: raise ValueError(f'features: {there[0]} is in the gallery already; replace=True replaces it')
     self.store.add(features[self.name], more)
 
 # %% ../nbs/07_index.ipynb #64dec408
@@ -477,6 +478,14 @@ def save(self: Index, path: str | Path, force: bool = False) -> Path:
     self.store.save(path)
     return path
 
+# %% ../nbs/07_index.ipynb #99f10eb6
+def features_of(path: str | Path) -> Features:
+    "The features of a file of features or of a gallery; of the latter without what was removed."
+    metadata, _, _ = _header(Path(path))
+    if 'index' not in metadata: return Features.load(path)
+    store = load_store(Path(path))
+    return store.features.select(~store.gone) if store.gone.any() else store.features
+
 # %% ../nbs/07_index.ipynb #430ee1d3
 @patch(cls_method=True)
 def load(
@@ -502,7 +511,7 @@ def info(self: FaissStore) -> dict:
     return dict(images=len(self), classes=table['label'].nunique(), name=self.name, dim=self.dim, kind=self.kind,
                 similarity='cosine', settings=self.settings, removed=int(self.gone.sum()), root=table.attrs.get('root'))
 
-# %% ../nbs/07_index.ipynb #a20686da
+# %% ../nbs/07_index.ipynb #bb2d193f
 GALLERIES = 'fgir_galleries'
 FIELDS = {'i': 'INT64', 'u': 'INT64', 'f': 'DOUBLE', 'b': 'BOOL'}
 ENGINES = dict(flat=('FLAT', {}), hnsw=('HNSW', dict(M=32, efConstruction=200)), ivfpq=('IVF_PQ', dict(nlist=4096, m=64, nbits=8)))
@@ -511,6 +520,7 @@ def milvus_client(uri: str):
     "Open a database; ImportError says what to install, ConnectionError what could not be reached."
     try: pymilvus = import_module('pymilvus')
     except ImportError: raise ImportError('Milvus needs pymilvus: pip install "fgir[milvus]"') from None
+    logging.getLogger('pymilvus').setLevel(logging.ERROR)
     local = '://' not in uri
     if local and not uri.endswith('.db'): raise ValueError(f'{uri}: expected a name that ends with .db, or an address http://…')
     try: return pymilvus.MilvusClient(str(Path(uri).expanduser().absolute()) if local else uri)
