@@ -17,7 +17,7 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare',
            'recipes', 'parse_settings', 'check_start', 'check_test_rows', 'logger_of', 'is_one_of_several',
            'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'recipe', 'cgd', 'fgic', 'classify',
-           'extract', 'name_files', 'evaluate', 'pick_array', 'search']
+           'extract', 'name_files', 'print_rerank', 'evaluate', 'pick_array', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -778,19 +778,30 @@ def extract(
     if seed_json: write_seed_json(features, seed_json, force)
     print(f'{out}: {features}')
 
-# %% ../nbs/10_cli.ipynb #7eea494c
+# %% ../nbs/10_cli.ipynb #68ab33c8
 def name_files(files: list[Path]) -> dict[str, Path]:
     "Give each file a short name: its stem, or its path if another file has the same stem."
     stems = [file.stem for file in files]
     return {file.stem if stems.count(file.stem) == 1 else str(file): file for file in files}
 
-# %% ../nbs/10_cli.ipynb #005916ea
+def print_rerank(features: dict[str, 'Features'], methods: list[str], ks: list[int]):
+    "Recall@K and MAP@R in percent of methods of re-ranking, for every array, and what they cost."
+    from fgir.rerank import evaluate_rerank
+
+    measures = [*(f'R@{k}' for k in ks), 'MAP@R']
+    for model, array in ((model, array) for model, f in features.items() for array in f.names):
+        found = evaluate_rerank(features[model], array, ['none', *methods], measures, max(100, ks[-1]))
+        found[measures] *= 100
+        print(f'\n{model}, {array}, first {max(100, ks[-1])} answers\n{found.round(1).to_string()}')
+
+# %% ../nbs/10_cli.ipynb #a13b09c2
 @app.command()
 def evaluate(
     files: argument(list[Path], 'FEATURES...', 'Files of `fgir extract` or `fgir train`.'),
     ks: Ranks = '1,2,4,8',
     report: option(Path | None, 'Write a page with tables, curves, searches.', metavar='HTML', default='none') = None,
     csv: option(Path | None, 'Write the table, recall as fractions of 1.', metavar='CSV', default='none') = None,
+    rerank: option(str | None, 'Methods to compare: aqe, dba, kr, diffusion, with commas.', metavar='NAMES', default='none') = None,
     force: Force = False,
 ):
     "Recall@K of described images, in percent."
@@ -808,6 +819,7 @@ def evaluate(
         with write_atomic(csv) as tmp: results.to_csv(tmp, index=False)
     again = shlex.join(['fgir', 'evaluate', *map(str, files), '--ks', ks])
     if report: write_report(results, report, 'Recall@K', features, command=again, force=force)
+    if rerank: print_rerank(features, rerank.split(','), ranks)
 
 # %% ../nbs/10_cli.ipynb #f1053a39
 def pick_array(
