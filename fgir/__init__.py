@@ -28,7 +28,7 @@ _NAMES = {
     "rerank": "Views expand fit_pca fit_whitening query_expansion database_augmentation k_reciprocal diffusion evaluate_rerank",
     "classify": "Classifier AccuracyEval fgic_learner finish_fgic classify_image accuracy confusion closest_classes "
                 "show_confusion show_closest",
-    "evaluation": "evaluate report",
+    "evaluation": "evaluate report describe_all compare",
     "cli": "",
     "gallery": "",
 }

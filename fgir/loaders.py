@@ -6,8 +6,8 @@ Docs: https://fgir.github.io/fgir/loaders.html.md"""
 
 # %% auto #0
 __all__ = ['TRANSFORMS', 'SAMPLERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'Shrink', 'get_transforms', 'class_order', 'ImageCache',
-           'resize_cache', 'TableImages', 'Deck', 'pk_rows', 'group_rows', 'seeded', 'RetrievalDL', 'table_dl',
-           'retrieval_dls']
+           'resize_cache', 'TableImages', 'Deck', 'pk_rows', 'group_rows', 'seeded', 'RetrievalDL', 'NormalizeInPlace',
+           'table_dl', 'retrieval_dls']
 
 # %% ../nbs/00c_loaders.ipynb #5b680cdd
 import hashlib
@@ -446,11 +446,16 @@ def _cached(table: pd.DataFrame, tfm: v2.Compose, crop: bool, cache: str | Path 
 # %% ../nbs/00c_loaders.ipynb #f93314ec
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
 
-# %% ../nbs/00c_loaders.ipynb #008f9720
+# %% ../nbs/00c_loaders.ipynb #3dc661af
+class NormalizeInPlace(Normalize):
+    "fastai's `Normalize` in the memory of its input."
+    def encodes(self, x: TensorImage): return x.sub_(self.mean).div_(self.std)
+
+# %% ../nbs/00c_loaders.ipynb #ea67e0e3
 def _loader(table, tfm, classes, crop, cache, mean, std, num_workers, device, progress, **kwargs) -> RetrievalDL:
     table = _cached(table, tfm, crop, cache, progress)
     if num_workers is None: num_workers = min(num_cpus(), 8) if len(table) > 512 else 0
-    batch_tfms = [IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)]
+    batch_tfms = [IntToFloatTensor(), NormalizeInPlace.from_stats(mean, std, cuda=False)]
     return RetrievalDL(TableImages(table, tfm, classes, crop), num_workers=num_workers, after_batch=batch_tfms,
                        device=default_device() if device is None else torch.device(device), **kwargs)
 

@@ -199,7 +199,7 @@ def _scores(parts: Iterator[Answers], measures: Sequence[str]) -> pd.DataFrame:
     rows = [torch.stack([*(f(a).double() for f in named.values()), a.relevant.double()], 1).cpu() for a in parts]
     return pd.DataFrame(torch.cat(rows).numpy(), columns=[*named, "relevant"]).astype({"relevant": int})
 
-# %% ../nbs/03_metrics.ipynb #ab3ae74e
+# %% ../nbs/03_metrics.ipynb #3c04e11d
 def score_queries(
     query: Tensor | np.ndarray,  # (Q, D) features
     query_labels: Sequence | Tensor | np.ndarray,  # (Q,) integers or strings
@@ -212,7 +212,7 @@ def score_queries(
     chunk: int = 2048,  # queries at a time, at most; changes memory and time, not the result
 ) -> pd.DataFrame:  # (Q) rows, a column a measure from 0 to 1, and `relevant`, the images there were to find
     "Every measure of every query; 0 for a query whose class is nowhere else."
-    def depth(largest): return max(measure(name)[1](largest) for name in measures)
+    def depth(largest): return max((measure(name)[1](largest) for name in measures), default=1)
     return _scores(answers(query, query_labels, gallery, gallery_labels, depth, metric, exclude, ties, chunk), measures)
 
 # %% ../nbs/03_metrics.ipynb #417200d8

@@ -8,12 +8,17 @@ from io import BytesIO
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from fgir.data import image_path
 from fgir.evaluation import (
     best_and_worst,
     class_recall,
+    compare,
+    content_key,
+    describe_all,
     evaluate,
     judge,
     page,
@@ -23,7 +28,7 @@ from fgir.evaluation import (
     training_charts,
 )
 from fgir.features import Features
-from fgir.metrics import first_hit_rank, recall_at_k
+from fgir.metrics import first_hit_rank, recall_at_k, score_queries
 from fgir.synth import synth_dataset
 
 VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}
@@ -232,3 +237,52 @@ def test_a_table_marks_the_highest_and_shows_what_is_missing():
     frame = pd.DataFrame({'model': ['a', None], 'size': [48, np.nan], 'R@1': [.5, .25], 'R@10': [1., 1.]})
     html = page('t', table_html(frame))
     assert html.count('<strong>') == 3 and html.count('–') == 2 and '>48<' in html and '<strong>50.0</strong>' in html
+
+
+# many at once, and one against another
+
+def test_what_was_described_is_read_again_and_what_changed_is_not(tmp_path):
+    class Net(nn.Module):
+        calls = 0
+
+        def __init__(self, seed):
+            super().__init__()
+            torch.manual_seed(seed)
+            self.body = nn.Conv2d(3, 8, 5, 4)
+
+        def forward(self, x):
+            Net.calls += 1
+            return self.body(x).mean((2, 3))
+
+    fish = synth_dataset(tmp_path/'fish', n_classes=4, n_per_class=3, size=40, progress=False)
+    tables, nets = {'all': fish, 'test': fish[fish['split'] == 'test'].reset_index(drop=True)}, {'a': Net(0), 'b': Net(1)}
+    how = dict(size=32, num_workers=0, bs=64)
+    found = describe_all(nets, tables, tmp_path/'cache', progress=False, **how)
+    assert list(found) == ['all, a', 'all, b', 'test, a', 'test, b'] and Net.calls == 4
+    results = evaluate(found, ks=(1,), measures=['MAP@R', 'P@2'])
+    again = describe_all({'other name': Net(0)}, tables, tmp_path/'cache', progress=False, **how)
+    assert Net.calls == 4 and (again['all, other name']['embedding'] == found['all, a']['embedding']).all()
+    describe_all({'a': Net(2)}, {'test': tables['test']}, tmp_path/'cache', progress=False, **how)
+    describe_all({'a': nets['a']}, {'test': tables['test']}, tmp_path/'cache', progress=False, **how | dict(size=40))
+    assert Net.calls == 6
+    assert content_key(nets['a'], fish, how) != content_key(nets['a'], fish.iloc[::-1], how)
+    plain = score_queries(found['all, b']['embedding'], fish['label'], measures=['R@1', 'MAP@R', 'P@2']).mean()
+    assert results.set_index('model').loc['all, b', ['R@1', 'MAP@R', 'P@2']].tolist() == plain[['R@1', 'MAP@R', 'P@2']].tolist()
+
+
+def test_a_difference_is_one_if_classes_agree_on_it():
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(30), 8)
+    table = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(240)], label=labels, name=labels.astype(str), split='test'))
+    def cloud(spread, seed):
+        x = np.random.default_rng(1).normal(size=(30, 12))[labels] + spread*np.random.default_rng(seed).normal(size=(240, 12))
+        return Features({'x': x.astype(np.float32)}, table, {})
+    worse, better, same = cloud(1.4, 2), cloud(.9, 3), cloud(1.4, 4)
+    found = compare(worse, better)
+    assert found['differs'] and 0 < found['low'] < found['difference'] < found['high']
+    assert compare(better, worse)['difference'] == -found['difference']
+    close = compare(worse, same, measure='MAP@R')
+    assert not close['differs'] and close['low'] < 0 < close['high']
+    halves = table.assign(split=np.where(rng.random(240) < .5, 'query', 'gallery'))
+    split = [Features(f.arrays, halves, {}) for f in (worse, better)]
+    assert compare(*split)['differs']
+    with pytest.raises(ValueError, match='the same images'): compare(worse, split[0])

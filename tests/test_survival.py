@@ -30,6 +30,14 @@ FORK = multiprocessing.get_context('forkserver')
 FORK.set_forkserver_preload(['fgir.recipes'])
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    "A shell has what it runs in the background ignore Ctrl-C, and whatever that starts; here it is to be heard."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
     root = tmp_path_factory.mktemp('synth')/'set'
