@@ -652,7 +652,7 @@ def find(
     answer.insert(0, 'query', [i for i, _ in flat])
     return answer
 
-# %% ../nbs/07_index.ipynb #5b7b83d7
+# %% ../nbs/07_index.ipynb #0e8dd688
 @patch(cls_method=True)
 def connect(
     cls: Index,
@@ -663,10 +663,12 @@ def connect(
     collection: str = 'gallery',  # several galleries can be in one database
 ) -> Index:
     "A gallery in a Milvus database; ValueError for one that is there already, FileNotFoundError for one that is not."
+    nothing = FileNotFoundError(f'{uri}: no gallery {collection!r}; give features to make one')
+    if features is None and uri.endswith('.db') and not Path(uri).expanduser().exists(): raise nothing
     client = milvus_client(uri)
     there = client.has_collection(GALLERIES) and client.get(GALLERIES, ids=[collection], output_fields=['about'])
     if features is None:
-        if not there: raise FileNotFoundError(f'{uri}: no gallery {collection!r}; give features to make one')
+        if not there: raise nothing
         client.load_collection(collection)
         return cls(MilvusStore(client, collection, there[0]['about']))
     if there: raise ValueError(f'{uri}: there is a gallery {collection!r} already')

@@ -304,6 +304,7 @@ def test_a_full_disk_leaves_the_gallery_as_it_was(tmp_path):
 def test_a_database_is_opened_again(tmp_path):
     features, uri = many(), str(tmp_path/'g.db')
     with pytest.raises(FileNotFoundError, match="no gallery 'gallery'; give features"): Index.connect(uri)
+    assert not (tmp_path/'g.db').exists()
     index = Index.connect(uri, features, kind='hnsw')
     assert index.info()['images'] == 600 and index.info()['kind'] == 'hnsw' and index.info()['model'] == 'm'
     second = Index.connect(uri, many(30), collection='second')
