@@ -17,7 +17,7 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare',
            'recipes', 'parse_settings', 'check_start', 'check_test_rows', 'logger_of', 'is_one_of_several',
            'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'recipe', 'cgd', 'fgic', 'classify',
-           'extract', 'name_files', 'print_rerank', 'evaluate', 'pick_array', 'search']
+           'extract', 'name_files', 'print_rerank', 'evaluate', 'pick_array', 'show_answer', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fgir.features import Features
+    from fgir.index import Index
 
 # %% ../nbs/10_cli.ipynb #f67faa7a
 STYLE = dict(rich_markup_mode=None, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 120})
@@ -832,6 +833,17 @@ def pick_array(
     return name
 
 # %% ../nbs/10_cli.ipynb #236ccc8f
+def show_answer(index: 'Index', image: Path, found: 'pd.DataFrame', box, as_json: bool, picture: Path | None):
+    "Print what was found for a photograph, and draw it if a picture is wanted."
+    from fgir.data import write_atomic
+    from fgir.index import show_search
+
+    answer = found[['rank', 'score', 'name', 'path']]
+    if as_json: print(json.dumps(answer.to_dict('records')))
+    else: print(answer.to_string(index=False, float_format='%.4f'))
+    if picture:
+        with write_atomic(picture) as tmp: show_search(index, image, found, box=box).savefig(tmp)
+
 @app.command()
 def search(
     image: argument(Path, 'IMAGE', 'The photograph to search with.'),
@@ -848,16 +860,11 @@ def search(
     "Find the images that are most like a photograph."
     check_descriptor_options(model, backbone, weights, pool, descriptor)
     refuse_existing([picture] if picture else [], force)
-    from fgir.data import write_atomic
     from fgir.features import Features
-    from fgir.index import Index, show_search
+    from fgir.index import Index
 
     gallery = Features.load(features)
     if 'gallery' in set(gallery.table['split']): gallery = gallery.select('gallery')
     index = Index.build(gallery, pick_array(gallery, array))
     found = index.search_image(image, load_descriptor(model, backbone, weights, pool, device, descriptor)[0], k=k, box=box)
-    answer = found[['rank', 'score', 'name', 'path']]
-    if as_json: print(json.dumps(answer.to_dict('records')))
-    else: print(answer.to_string(index=False, float_format='%.4f'))
-    if picture:
-        with write_atomic(picture) as tmp: show_search(index, image, found, box=box).savefig(tmp)
+    show_answer(index, image, found, box, as_json, picture)

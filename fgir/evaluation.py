@@ -35,7 +35,7 @@ from PIL import Image
 
 from . import __version__
 from .data import load_row, write_atomic
-from .features import Features, _record, evaluate_recall, extract, sides
+from .features import Features, _record, evaluate_recall, extract, query_and_gallery, sides
 from .metrics import confidence, first_hit_rank, score_queries
 from .search import neighbours
 
@@ -58,20 +58,9 @@ def evaluate(
     "Recall@K of every array of `features` with its protocol: one row a model and descriptor."
     if isinstance(features, Features): features = {features.record.get('model', 'model'): features}
     if not features: raise ValueError('features: nothing to evaluate')
-    parts = [evaluate_recall(f, ks, metric).assign(**_measured(f, measures, metric)).assign(model=model, **protocol(f))
-             for model, f in features.items()]
+    parts = [evaluate_recall(f, ks, metric, measures).assign(model=model, **protocol(f)) for model, f in features.items()]
     table = pd.concat(parts, ignore_index=True)
     return table[['model', *table.columns.drop('model')]]
-
-def _measured(features: Features, measures: Sequence[str], metric: str) -> dict:
-    "The means of further measures, a list for each with a value an array."
-    if not measures: return {}
-    labels, (query, gallery) = features.table['label'].to_numpy(), sides(features.table)
-    def means(x):
-        among = (None, None) if gallery is None else (x[gallery], labels[gallery])
-        return score_queries(x[query], labels[query], *among, measures, metric).mean()
-    found = pd.DataFrame([means(features[name]) for name in features.names])
-    return {name: found[name].tolist() for name in measures}
 
 # %% ../nbs/09_evaluation.ipynb #851a6038
 def content_key(descriptor: Callable, table: pd.DataFrame, how: Mapping) -> str:
@@ -110,12 +99,9 @@ def compare(
     "Compare two descriptors query by query; ValueError unless they are of the same images."
     same = a.table[['path', 'label', 'split']].equals(b.table[['path', 'label', 'split']])
     if not same: raise ValueError('a, b: expected features of the same images in the same order')
-    labels, (query, gallery) = a.table['label'].to_numpy(), sides(a.table)
-    def scores(x):
-        among = (None, None) if gallery is None else (x[gallery], labels[gallery])
-        return score_queries(x[query], labels[query], *among, measures=[measure])[measure].to_numpy()
-    found = [scores(f[name or f.names[0]]) for f, name in zip((a, b), names, strict=True)]
-    low, high = confidence(found[1] - found[0], labels[query], level, seed=seed)
+    asked = [query_and_gallery(f.table, f[name or f.names[0]]) for f, name in zip((a, b), names, strict=True)]
+    found = [score_queries(*one, measures=[measure])[measure].to_numpy() for one in asked]
+    low, high = confidence(found[1] - found[0], asked[0][1], level, seed=seed)
     means = [float(s.mean()) for s in found]
     return dict(measure=measure, a=means[0], b=means[1], difference=means[1] - means[0], low=low, high=high,
                 differs=not low <= 0 <= high)
@@ -129,9 +115,9 @@ def judge(
     "One row a query: `row`, `label`, `name`, rank of the `first` hit, and lists of k: `found` rows, `scores`, `right`."
     labels, names, vectors = features.table['label'].to_numpy(), features.table['name'].to_numpy(), features[name]
     query, gallery = sides(features.table)
-    among = (None, None) if gallery is None else (vectors[gallery], labels[gallery])
-    first = first_hit_rank(vectors[query], labels[query], *among)
-    scores, found = neighbours(vectors[query], among[0], k=min(k, len(query) - 1 if gallery is None else len(gallery)))
+    asked = query_and_gallery(features.table, vectors)
+    first = first_hit_rank(*asked)
+    scores, found = neighbours(asked[0], asked[2], k=min(k, len(query) - 1 if gallery is None else len(gallery)))
     found = (query if gallery is None else gallery)[found]
     lists = dict(found=found, scores=scores, right=labels[found] == labels[query][:, None])
     about = dict(row=query, label=labels[query], name=names[query], first=first)

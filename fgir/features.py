@@ -6,7 +6,7 @@ Docs: https://fgir.github.io/fgir/features.html.md"""
 
 # %% auto #0
 __all__ = ['FORMAT', 'ORIENTATION', 'Features', 'evaluating', 'by_size', 'batch_size', 'extract', 'ColorHistogram', 'sides',
-           'evaluate_recall', 'show_neighbours', 'save_retrieval_pictures']
+           'query_and_gallery', 'evaluate_recall', 'show_neighbours', 'save_retrieval_pictures']
 
 # %% ../nbs/03a_features.ipynb #6e2bd0bc
 import hashlib
@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from . import __version__
 from .data import BOX, BadImage, _one_of, image_path, load_row, write_atomic, write_folder_atomic
 from .loaders import IMAGENET_MEAN, IMAGENET_STD, TRANSFORMS, RetrievalDL, TableImages, table_dl
-from .metrics import recall_at_k
+from .metrics import check_ranks, score_queries
 from .search import neighbours
 
 # %% ../nbs/03a_features.ipynb #39c09951
@@ -461,21 +461,29 @@ def sides(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError("table: queries without a gallery, or the other way round")
     return (query, gallery) if len(query) else (np.arange(len(table)), None)
 
+def query_and_gallery(
+    table: pd.DataFrame,  # N rows
+    x: np.ndarray | Tensor,  # (N, D)
+) -> tuple:  # vectors and labels of the queries, and of the gallery; the latter None where there is no gallery
+    "What a search or a measure takes of the vectors of a table."
+    (query, gallery), labels = sides(table), table["label"].to_numpy()
+    if gallery is None: return x, labels, None, None
+    return x[query], labels[query], x[gallery], labels[gallery]
+
 def evaluate_recall(
     features: Features,
     ks: Sequence[int] = (1, 2, 4, 8),
     metric: str = "cosine",  # "cosine", "dot" or "euclidean"
-) -> pd.DataFrame:  # one row an array: its name and size, who was searched among whom, R@K from 0 to 1
+    measures: Sequence[str] = (),  # more than recall, such as "MAP@R", see `score_queries`
+) -> pd.DataFrame:  # one row an array: its name and size, who was searched among whom, R@K and measures from 0 to 1
     "Recall@K of every array: queries in the gallery where the table names them, else all rows among each other."
-    query, gallery = sides(features.table)
-    labels, rows = features.table["label"].to_numpy(), []
+    rows, measures = [], list(dict.fromkeys([*(f"R@{k}" for k in check_ranks(ks)), *measures]))
     for name in features.names:
-        a = features[name]
-        among = (None, None) if gallery is None else (a[gallery], labels[gallery])
-        found = recall_at_k(a if gallery is None else a[query], labels[query], *among, ks, metric)
+        query, labels, gallery, gallery_labels = query_and_gallery(features.table, features[name])
+        scores = score_queries(query, labels, gallery, gallery_labels, measures, metric)[measures].mean()
         n_gallery = len(query) - 1 if gallery is None else len(gallery)
-        about = dict(descriptor=name, dim=a.shape[1], metric=metric, n_queries=len(query), n_gallery=n_gallery)
-        rows.append(about | {f"R@{k}": r for k, r in found.items()})
+        about = dict(descriptor=name, dim=query.shape[1], metric=metric, n_queries=len(query), n_gallery=n_gallery)
+        rows.append({**about, **scores})
     return pd.DataFrame(rows)
 
 # %% ../nbs/03a_features.ipynb #94ab0093

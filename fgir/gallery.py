@@ -7,7 +7,7 @@ Docs: https://fgir.github.io/fgir/gallery.html.md"""
 # %% auto #0
 __all__ = ['index', 'Gallery', 'Images', 'AllRows', 'SOURCE', 'in_database', 'open_gallery', 'changing', 'refuse_taken',
            'source_of', 'make_descriptor', 'described', 'parse_engine', 'part_of', 'make_gallery', 'build', 'add',
-           'remove', 'info', 'parse_where', 'show_answer', 'search']
+           'remove', 'info', 'parse_where', 'search']
 
 # %% ../nbs/10a_gallery.ipynb #2116ec90
 import json
@@ -23,8 +23,6 @@ import fgir.cli as cli
 from .cli import argument, option, refuse_existing, switch
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from fgir.features import Features
     from fgir.index import Index
 
@@ -200,12 +198,6 @@ def parse_where(words: list[str]) -> dict | None:
         found.setdefault(column, []).append(int(value) if value.lstrip('-').isdigit() and column == 'label' else value)
     return found or None
 
-def show_answer(found: 'pd.DataFrame', as_json: bool):
-    "Print what was found."
-    answer = found[['rank', 'score', 'name', 'path']]
-    print(json.dumps(answer.to_dict('records'), ensure_ascii=False) if as_json else
-          answer.to_string(index=False, float_format='%.4f'))
-
 # %% ../nbs/10a_gallery.ipynb #a757116e
 @index.command()
 def search(
@@ -223,9 +215,4 @@ def search(
     named = dict(model=model, backbone=backbone, weights=weights, pool=pool, descriptor=descriptor)
     describe, _ = make_descriptor(source_of(opened.record, **named), device)
     found = opened.search_image(image, describe, min(k, len(opened)), box, filter=only)
-    show_answer(found, as_json)
-    if picture:
-        from fgir.data import write_atomic
-        from fgir.index import show_search
-
-        with write_atomic(picture) as tmp: show_search(opened, image, found, box=box).savefig(tmp)
+    cli.show_answer(opened, image, found, box, as_json, picture)

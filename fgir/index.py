@@ -6,9 +6,9 @@ Docs: https://fgir.github.io/fgir/index.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'BLOCK', 'FEW', 'SAME', 'VERSION', 'NO_SUM', 'GALLERIES', 'FIELDS', 'ENGINES', 'unit_rows',
-           'complete_settings', 'empty_engine', 'train_engine', 'FaissStore', 'faiss_store', 'Index', 'chosen_rows',
-           'photo_table', 'show_search', 'fitted', 'checksum', 'seal', 'load_store', 'features_of', 'milvus_client',
-           'milvus_filter', 'MilvusStore', 'new_milvus_store']
+           'complete_settings', 'empty_engine', 'train_engine', 'FaissStore', 'faiss_store', 'refuse_twice', 'Index',
+           'wanted_values', 'chosen_rows', 'photo_table', 'show_search', 'fitted', 'checksum', 'seal', 'load_store',
+           'features_of', 'milvus_client', 'milvus_filter', 'MilvusStore', 'new_milvus_store']
 
 # %% ../nbs/07_index.ipynb #b3196c99
 import json
@@ -134,13 +134,17 @@ def _parameters(store: FaissStore, mask: np.ndarray | None, k: int) -> faiss.Sea
     return faiss.SearchParametersIVF(sel=chosen, nprobe=store.settings['look'])
 
 # %% ../nbs/07_index.ipynb #f64df852
+def _sorted(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    "The k best of each list, ties by row."
+    order = np.lexsort((rows, -scores))[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
 def _best_of(query: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     "The k best (Q, k) of candidate rows, given as (M,) for all queries or (Q, M) each, by their true vectors."
     if rows.ndim == 1: scores, rows = query @ unit_rows(vectors[rows], 'gallery').T, np.broadcast_to(rows, (len(query), len(rows)))
     else: scores = np.stack([np.where(r < 0, -np.inf, unit_rows(vectors[r.clip(0)], 'gallery') @ q)
                              for q, r in zip(query, rows, strict=True)])
-    order = np.lexsort((rows, -scores))[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    return _sorted(scores, rows, k)
 
 # %% ../nbs/07_index.ipynb #4d33a94d
 @patch
@@ -155,12 +159,17 @@ def nearest(
     if mask is None and self.gone.any(): mask = ~self.gone
     if mask is not None and mask.sum() <= FEW: return _best_of(query, vectors, np.flatnonzero(mask), k)
     n = max(10*k, 100) if self.kind == 'ivfpq' else k
-    scores, rows = self.engine.search(query, min(n, len(vectors)), params=_parameters(self, mask, n))
+    ask = getattr(self.engine, 'search_numpy', self.engine.search)
+    scores, rows = ask(query, min(n, len(vectors)), params=_parameters(self, mask, n))
     if self.kind == 'ivfpq': return _best_of(query, vectors, rows, k)
-    order = np.lexsort((rows, -scores))
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    return _sorted(scores, rows, k)
 
 # %% ../nbs/07_index.ipynb #e5893d23
+def refuse_twice(table: pd.DataFrame):
+    "Raise ValueError naming an image that a table has more than once."
+    twice = table['path'][table['path'].duplicated()]
+    if len(twice): raise ValueError(f'features: {twice.iloc[0]} is there twice')
+
 class Index:
     "A searchable gallery."
 
@@ -176,8 +185,7 @@ class Index:
     ) -> 'Index':
         "Make a gallery of features; raises ValueError naming a row without direction, or an image that is there twice."
         if not len(features): raise ValueError('features: a gallery needs one image or more')
-        twice = features.table['path'][features.table['path'].duplicated()]
-        if len(twice): raise ValueError(f'features: {twice.iloc[0]} is there twice')
+        refuse_twice(features.table)
         return cls(faiss_store(features, features.names[0] if name is None else name, kind, settings))
 
     def __len__(self) -> int: return len(self.store)
@@ -191,15 +199,19 @@ class Index:
     def __repr__(self) -> str: return f'Index of {len(self)} images by {self.name} ({self.store.dim}, {self.store.kind})'
 
 # %% ../nbs/07_index.ipynb #787d98b0
-def chosen_rows(
-    table: pd.DataFrame,
+def wanted_values(
     filter: Mapping,  # column: value or list of values
-) -> np.ndarray:  # (N,) bool
-    "Which rows a filter lets through; ValueError for a column that there is not, or if no row is left."
-    mask = np.ones(len(table), bool)
-    for column, wanted in filter.items():
-        if column not in table: raise ValueError(f'filter: no column {column!r}, there are {", ".join(table)}')
-        mask &= table[column].isin([wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted))
+    columns: Iterable[str],  # that there are
+) -> dict[str, list]:
+    "The values that each column of a filter may have; ValueError for a column that there is not."
+    for column in filter:
+        if column not in columns: raise ValueError(f'filter: no column {column!r}, there are {", ".join(columns)}')
+    return {c: [w] if isinstance(w, str) or not isinstance(w, Iterable) else list(w) for c, w in filter.items()}
+
+def chosen_rows(table: pd.DataFrame, filter: Mapping, among: np.ndarray | bool = True) -> np.ndarray:
+    "Which rows (N,) of some a filter lets through; ValueError as `wanted_values`, or if no row is left."
+    mask = np.full(len(table), among)
+    for column, values in wanted_values(filter, table.columns).items(): mask &= table[column].isin(values)
     if not mask.any(): raise ValueError(f'filter: no image of the gallery has {dict(filter)}')
     return mask
 
@@ -212,8 +224,7 @@ def find(
     filter: Mapping | None = None,  # as in `chosen_rows`
 ) -> pd.DataFrame:  # query, row, score, then the table's columns
     "The most similar images, with what the table says about them."
-    mask = None if filter is None else chosen_rows(self.features.table, filter) & ~self.gone
-    if mask is not None and not mask.any(): raise ValueError(f'filter: no image of the gallery has {dict(filter)}')
+    mask = None if filter is None else chosen_rows(self.features.table, filter, ~self.gone)
     k = k if mask is None else min(k, int(mask.sum()))
     scores, rows = self.nearest(query, k, mask)
     there = rows.ravel() >= 0
@@ -327,8 +338,7 @@ def fitted(
     new = [n for n in dict.fromkeys(more['name']) if n not in numbers]
     numbers = {**numbers, **{n: free + i for i, n in enumerate(new)}}
     more = more[list(columns)].reset_index(drop=True).assign(path=paths, label=more['name'].map(numbers).tolist())
-    twice = more['path'][more['path'].duplicated()]
-    if len(twice): raise ValueError(f'features: {twice.iloc[0]} is there twice')
+    refuse_twice(more)
     return more
 
 # %% ../nbs/07_index.ipynb #5f3dbe7d
@@ -533,10 +543,7 @@ def _literal(values) -> str:
 
 def milvus_filter(filter: Mapping, columns: Sequence[str]) -> str:
     "A filter as in `chosen_rows` in the words of Milvus; ValueError for a column that there is not."
-    for column in filter:
-        if column not in columns: raise ValueError(f'filter: no column {column!r}, there are {", ".join(columns)}')
-    lists = {c: [w] if isinstance(w, str) or not isinstance(w, Iterable) else list(w) for c, w in filter.items()}
-    return ' and '.join(f'{c} in {_literal(w)}' for c, w in lists.items())
+    return ' and '.join(f'{c} in {_literal(values)}' for c, values in wanted_values(filter, columns).items())
 
 # %% ../nbs/07_index.ipynb #f8bf3bc7
 @dataclass

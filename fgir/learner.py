@@ -36,7 +36,7 @@ from torch.distributed.nn.functional import all_gather
 
 from .backbones import RetrievalNet, create_backbone, read_tensors, save_model
 from .data import image_path, write_atomic
-from .features import extract, show_neighbours, sides
+from .features import extract, query_and_gallery, show_neighbours, sides
 from .metrics import recall_at_k
 from .search import neighbours
 
@@ -73,10 +73,7 @@ def table_recall(
     ks=(1, 2, 4, 8),     # ranks K
 ) -> dict:               # {K: fraction of queries in 0..1}
     "Recall@K of `embeddings`: queries against the gallery where `table` has them, else each row against all others."
-    query, gallery = sides(table)
-    labels = table['label'].to_numpy()
-    if gallery is None: return recall_at_k(embeddings, labels, ks=ks)
-    return recall_at_k(embeddings[query], labels[query], embeddings[gallery], labels[gallery], ks=ks)
+    return recall_at_k(*query_and_gallery(table, embeddings), ks=ks)
 
 # %% ../nbs/04_learner.ipynb #33d938f1
 class RetrievalRecorder(Recorder):

@@ -22,7 +22,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .features import Features, sides
+from .features import Features, query_and_gallery
 from .metrics import score_lists
 from .search import neighbours
 
@@ -245,14 +245,12 @@ def evaluate_rerank(
     **settings: Mapping,  # for a method by its name, such as aqe=dict(k=10)
 ) -> pd.DataFrame:  # a row a method: measures from 0 to 1, milliseconds a query
     "Compare what methods make of one array, searched as its table says; ValueError for a method that there is not."
-    labels, (query, gallery) = features.table['label'].to_numpy(), sides(features.table)
-    x, among, among_labels = features[name][query], None, None
-    if gallery is not None: among, among_labels = features[name][gallery], labels[gallery]
+    x, labels, among, among_labels = query_and_gallery(features.table, features[name])
     n, found = min(n, len(x) - 1 if among is None else len(among)), {}
     for method in methods:
         if method not in RERANK: raise ValueError(f'method: expected one of {", ".join(RERANK)}, found {method!r}')
         start = perf_counter()
         lists = RERANK[method](x, among, n=n, **settings.get(method, {}))[1]
         cost = 1000*(perf_counter() - start)/len(x)
-        found[method] = {**score_lists(lists, labels[query], among_labels, measures)[list(measures)].mean(), 'ms a query': cost}
+        found[method] = {**score_lists(lists, labels, among_labels, measures)[list(measures)].mean(), 'ms a query': cost}
     return pd.DataFrame(found).T.rename_axis('method')

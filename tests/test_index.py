@@ -166,6 +166,29 @@ def test_a_gallery_that_grew_and_shrank_is_the_one_that_is_left(tmp_path, kind):
     assert [f'class {label}' for label in found['label']] == found['name'].tolist()
 
 
+PATCHED = """
+import faiss.contrib.torch_utils
+import numpy as np
+from test_index import SMALL, Index, many
+
+for kind in SMALL:
+    features = many()
+    index = Index.build(features, kind=kind, **SMALL[kind])
+    index.remove(features.table['path'][:300])
+    found = index.search(features['x'][300:310], 5, filter={'name': [f'class {c}' for c in range(15)]})
+    assert set(found['name']) <= {f'class {c}' for c in range(15)}
+    assert (index.search(features['x'][400:410], 1)['row'] == np.arange(400, 410)).all()
+    index.add(many(20, first=600))
+    assert len(index) == 320
+"""
+
+
+def test_a_process_in_which_faiss_was_patched_for_torch():
+    "pytorch-metric-learning imports a module of faiss that replaces the methods of its indexes."
+    done = subprocess.run([sys.executable, '-c', PATCHED], cwd=os.path.dirname(__file__), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize('kind', [*KINDS, 'milvus'])
 def test_filters_keep_what_they_say(tmp_path, kind, monkeypatch):
     features = many()
