@@ -10,14 +10,15 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'Batch', 'Ranks', 'Box', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'Net', 'Scratch', 'Recalls',
            'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set',
            'AnyRecalls', 'AnyPrecision', 'AnySeed', 'Log', 'Processes', 'GDConfig', 'Dim', 'Smoothing', 'Temperature',
-           'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'RecipeGroup', 'about', 'one_line', 'main', 'option',
-           'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable', 'refuse_existing', 'watched',
-           'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices', 'read_data', 'pick_device',
-           'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor', 'pick_rows', 'settings',
-           'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare',
-           'recipes', 'parse_settings', 'check_start', 'check_test_rows', 'logger_of', 'is_one_of_several',
-           'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'recipe', 'cgd', 'fgic', 'classify',
-           'extract', 'name_files', 'print_rerank', 'evaluate', 'pick_array', 'show_answer', 'search']
+           'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'Share', 'Describers', 'RecipeGroup', 'about',
+           'one_line', 'main', 'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable',
+           'refuse_existing', 'watched', 'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices',
+           'read_data', 'pick_device', 'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor',
+           'pick_rows', 'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads',
+           'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_start', 'check_test_rows', 'logger_of',
+           'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'recipe', 'cgd',
+           'fgic', 'classify', 'say_skipped', 'extract', 'name_files', 'print_rerank', 'evaluate', 'pick_array',
+           'show_answer', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -126,8 +127,7 @@ Split = option(str | None, 'zero-shot (first half of the classes trains) or offi
 Level = option(str | None, 'Classes of FGVC-Aircraft: variant, family or manufacturer.', metavar='NAME',
                default='variant')
 Crop = switch('--crop', 'Crop each image to its box.')
-SkipBad = switch('--skip-bad', 'Look through all images first and leave out those that cannot be read.',
-                 'stop at the first')
+SkipBad = switch('--skip-bad', 'Leave out images that cannot be read, and say which.', 'stop at the first')
 Workers = option(int | None, 'Processes that load images.', metavar='N', min=0,
                  default='one a core, at most 8; none for 512 images or fewer')
 Device = option(str | None, 'cpu, cuda, cuda:1, …', metavar='NAME', default='the GPU if there is one')
@@ -276,6 +276,8 @@ def pick_device(
     import torch
     from fastai.torch_core import default_device
 
+    if name is None and is_one_of_several() and torch.cuda.is_available():
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     if name is None: return str(default_device())
     try: torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as e: raise ValueError(f'--device {name}: {str(e).splitlines()[0]}') from None
@@ -588,7 +590,7 @@ def logger_of(name: str | None, learn) -> list:
 
 # %% ../nbs/10_cli.ipynb #6e3f3352
 def is_one_of_several() -> bool:
-    "Whether this process is one of several that train together."
+    "Whether this process is one of several that work together."
     return int(os.environ.get('WORLD_SIZE', 1)) > 1
 
 def one_of_several(words: list[str]) -> int:
@@ -749,33 +751,47 @@ Output = option(Path, 'File to write (.safetensors).', metavar='FILE')
 SeedJSON = option(Path | None, 'Also write the arrays as the JSON files of seed 001.', '--seed-json', metavar='FOLDER',
                   default='none')
 Rows = option(str, 'Rows to describe: test (also query and gallery), train, valid, … or all.', metavar='NAME')
+Share = option(str | None, 'Describe one share, counted from 0: 3/8 is the fourth of eight.', metavar='I/N', default='by rank')
+Describers = option(int, 'Describe in so many processes, one a GPU, or on the CPU.', '--processes', min=1, metavar='N')
+
+def say_skipped(features: 'Features', lines: int = 10):
+    "Say which images are not among the features because they could not be read."
+    skipped = features.record.get('skipped', {})
+    if skipped: print(f'left out {len(skipped)} images that cannot be read:', file=sys.stderr)
+    for path, error in list(skipped.items())[:lines]: print(f'{path}: {error}', file=sys.stderr)
+    if len(skipped) > lines: print(f'… and {len(skipped) - lines} more, see the record', file=sys.stderr)
 
 # %% ../nbs/10_cli.ipynb #363d16c8
 @app.command()
 def extract(
-    root: Root, out: Output, model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
-    descriptor: Descriptor = None, data: Data = 'auto', split: Split = None, level: Level = None, rows: Rows = 'test',
-    crop: Crop = False, size: Size = None, tfms: Transform = None, batch_size: Batch = None, workers: Workers = None,
-    device: Device = None, seed_json: SeedJSON = None, skip_bad: SkipBad = False, force: Force = False,
+    ctx: typer.Context, root: Root, out: Output, model: Model = None, backbone: Backbone = None, weights: Weights = None,
+    pool: Pool = None, descriptor: Descriptor = None, data: Data = 'auto', split: Split = None, level: Level = None,
+    rows: Rows = 'test', crop: Crop = False, size: Size = None, tfms: Transform = None, batch_size: Batch = None,
+    workers: Workers = None, processes: Describers = 1, shard: Share = None, device: Device = None,
+    seed_json: SeedJSON = None, skip_bad: SkipBad = False, force: Force = False,
 ):
     "Describe images by a trained model or by a backbone. A run that was interrupted goes on where it stopped."
     check_descriptor_options(model, backbone, weights, pool, descriptor)
     refuse_existing([out], force)
     if seed_json and not descriptor: raise ValueError('--seed-json: give --descriptor too')
     if seed_json and rows != 'test': raise ValueError('--seed-json: the files of seed 001 hold test images only')
+    if seed_json and (shard or processes > 1): raise ValueError('--seed-json: describe in one process')
     from fgir.cfga import seed_file, write_seed_json
-    from fgir.features import extract as extract_features
+    from fgir.features import Features
+    from fgir.shards import extract_all
 
-    table = pick_rows(read_data(root, data, skip_bad, crop or record_of(model).get('crop', False), split=split,
-                                level=level), rows)
+    if in_processes(processes, ctx.obj): return print(f'{out}: {Features.load(out)}')
+    table = pick_rows(read_data(root, data, split=split, level=level), rows)
     describe, record = load_descriptor(model, backbone, weights, pool, device, descriptor)
     files = [seed_json/seed_file(name) for name in describe.what] if seed_json else []
     if len(set(files)) < len(files): raise ValueError('--seed-json: embedding and pool_norm_joint have one file name')
     refuse_existing(files, force)
     how = settings(record, tfms=tfms, size=size, crop=crop)
     note = f'{model or backbone}' + (f', weights {weights}' if weights else '')
-    features = extract_features(describe, table, bs=batch_size, num_workers=workers, note=note, out=out, force=force,
-                                progress=watched(), **how)
+    features = extract_all(describe, table, out, shard, bs=batch_size, num_workers=workers, note=note, force=force,
+                           progress=watched(), skip_bad=skip_bad, **how)
+    if features is None: return print(f'{out}: a share is done, others are not')
+    say_skipped(features)
     if seed_json: write_seed_json(features, seed_json, force)
     print(f'{out}: {features}')
 

@@ -99,6 +99,7 @@ def described(
     descriptor, record = make_descriptor(source, device)
     features = extract(descriptor, table, out=kept, force=kept.exists(), progress=cli.watched(),
                        **{**cli.settings(record), **{k: v for k, v in (cut or {}).items() if v}}, **how)
+    cli.say_skipped(features)
     return Features(features.arrays, features.table, {**features.record, 'source': source})
 
 # %% ../nbs/10a_gallery.ipynb #5100321c
@@ -144,10 +145,8 @@ def build(
     refuse_taken(gallery, force)
     named = dict(model=model, backbone=backbone, weights=weights, pool=pool, descriptor=descriptor)
     source = {} if images.suffix == '.safetensors' else source_of({}, **named)
-    cropped = crop or cli.record_of(model).get('crop', False)
     features = described(images, source, part_of(gallery), rows, dict(tfms=tfms, size=size, crop=crop), device,
-                         dict(data=data, skip_bad=skip_bad, crop=cropped, split=split, level=level), bs=batch_size,
-                         num_workers=workers)
+                         dict(data=data, split=split, level=level), bs=batch_size, num_workers=workers, skip_bad=skip_bad)
     make_gallery(features, gallery, array, kind, chosen, force)
 
 # %% ../nbs/10a_gallery.ipynb #a1504141
@@ -164,8 +163,9 @@ def add(
     named = dict(model=model, backbone=backbone, weights=weights, pool=pool, descriptor=descriptor)
     source = {} if images.suffix == '.safetensors' else source_of(record, **named)
     cut = {k: record.get(k) for k in ('tfms', 'size', 'crop')}
-    read = dict(data=data, skip_bad=skip_bad, crop=bool(cut['crop']), split=split, level=level)
-    features = described(images, source, part_of(gallery), rows, cut, device, read, bs=batch_size, num_workers=workers)
+    read = dict(data=data, split=split, level=level)
+    features = described(images, source, part_of(gallery), rows, cut, device, read, bs=batch_size, num_workers=workers,
+                         skip_bad=skip_bad)
     with changing(gallery) as opened:
         before = len(opened)
         opened.add(features, replace)

@@ -6,8 +6,8 @@ Docs: https://fgir.github.io/fgir/loaders.html.md"""
 
 # %% auto #0
 __all__ = ['TRANSFORMS', 'SAMPLERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'Shrink', 'get_transforms', 'class_order', 'ImageCache',
-           'resize_cache', 'TableImages', 'Deck', 'pk_rows', 'group_rows', 'seeded', 'RetrievalDL', 'NormalizeInPlace',
-           'table_dl', 'retrieval_dls']
+           'resize_cache', 'TableImages', 'Deck', 'pk_rows', 'group_rows', 'seeded', 'RetrievalDL', 'own_share',
+           'NormalizeInPlace', 'table_dl', 'retrieval_dls']
 
 # %% ../nbs/00c_loaders.ipynb #5b680cdd
 import hashlib
@@ -353,14 +353,17 @@ class RetrievalDL(TfmdDL):
         return super().new(dataset, cls, **{n: getattr(self, n) for n in names} | kwargs)
 
 # %% ../nbs/00c_loaders.ipynb #4f51137d
+def own_share() -> tuple[int, int]:
+    "Rank of this process and how many there are, as torch.distributed says, or before it the environment of `torchrun`."
+    if distributed.is_available() and distributed.is_initialized(): return distributed.get_rank(), distributed.get_world_size()
+    return rank_distrib(), max(1, num_distrib())
+
 @patch
 def share(self: RetrievalDL) -> tuple[int, int]:
     "Return the rank of this process and how many processes share the batches; (0, 1) without shuffling."
     if not self.shuffle: return 0, 1
-    known = distributed.is_available() and distributed.is_initialized()
-    rank = self.rank if self.rank is not None else distributed.get_rank() if known else rank_distrib()
-    size = self.world_size or (distributed.get_world_size() if known else num_distrib()) or 1
-    return rank, size
+    rank, size = own_share()
+    return rank if self.rank is None else self.rank, self.world_size or size
 
 @patch
 def epoch_rows(self: RetrievalDL, epoch: int) -> list[int]:

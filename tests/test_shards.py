@@ -1,0 +1,180 @@
+"Shares of a table, described by several processes, killed, resumed, spoiled: together they are what one process makes."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fgir.shards
+from fgir import cli
+from fgir.backbones import Pooled, create_backbone
+from fgir.data import load_row, read_cub, read_folder
+from fgir.features import Features, extract
+from fgir.shards import extract_shard, shard_file
+from fgir.synth import synth_dataset
+
+HOW = dict(size=48, bs=4, num_workers=0, progress=False)
+ENV = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+TORCHRUN = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone']
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Sums in the same order in every process."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module')
+def fish(tmp_path_factory):
+    root = tmp_path_factory.mktemp('fish')/'fish'
+    synth_dataset(root, n_classes=6, n_per_class=7, size=48, progress=False)
+    return read_cub(root)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    torch.save(create_backbone('resnet18', pretrained=False).state_dict(), tmp_path/'net.pth')
+    return tmp_path/'net.pth'
+
+
+def network(weights): return Pooled(create_backbone('resnet18', weights=weights))
+
+
+def names(folder): return sorted(p.name for p in folder.iterdir())
+
+
+def test_two_processes_of_a_group_make_the_file_of_one(fish, weights, tmp_path):
+    "torch.distributed over gloo: the shares are those of the ranks, the file is the same to the last bit."
+    (tmp_path/'out').mkdir()
+    script = f'''
+import torch
+from torch import distributed
+from test_shards import HOW, extract_shard, network
+from fgir.data import read_cub
+torch.set_num_threads(1)
+distributed.init_process_group('gloo')
+done = extract_shard(network({str(weights)!r}), read_cub({fish.attrs['root']!r}), {str(tmp_path/'out'/'two.safetensors')!r}, **HOW)
+ends = [None]*2
+distributed.all_gather_object(ends, done is None)
+assert sorted(ends) == [False, True], ends
+distributed.destroy_process_group()
+'''
+    (tmp_path/'script.py').write_text(script)
+    env = ENV | {'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), ENV['PYTHONPATH']])}
+    done = subprocess.run([*TORCHRUN, str(tmp_path/'script.py')], env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert names(tmp_path/'out') == ['two.safetensors']
+    one, two = extract(network(weights), fish, **HOW), Features.load(tmp_path/'out'/'two.safetensors')
+    np.testing.assert_array_equal(one['S'], two['S'])
+    assert two.table.equals(one.table) and two.table.attrs == one.table.attrs
+    assert {k: v for k, v in two.record.items() if k != 'date'} == {k: v for k, v in one.record.items() if k != 'date'}
+
+
+@pytest.mark.parametrize('way', ['processes', 'torchrun', 'shares'])
+def test_the_command_line_in_shares(fish, weights, tmp_path, way):
+    out = tmp_path/'out'
+    words = ['extract', fish.attrs['root'], '--backbone', 'resnet18', '--weights', str(weights), '--size', '48',
+             '--batch-size', '4', '--workers', '0', '--device', 'cpu', '--rows', 'all', '--out', str(out/'f.safetensors')]
+    command = [sys.executable, '-c', 'import sys; from fgir.cli import main; sys.exit(main())']
+    if way == 'processes': calls = [[*command, *words, '--processes', '2']]
+    elif way == 'torchrun':
+        (tmp_path/'run.py').write_text(command[-1])
+        calls = [[*TORCHRUN, str(tmp_path/'run.py'), *words]]
+    else: calls = [[*command, *words, '--shard', f'{i}/3'] for i in (2, 0, 1)]
+    for call in calls:
+        done = subprocess.run(call, env=ENV, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert 'Features of 42 images' in done.stdout and names(out) == ['f.safetensors']
+    np.testing.assert_array_equal(Features.load(out/'f.safetensors')['S'], extract(network(weights), fish, **HOW)['S'])
+
+
+@pytest.mark.parametrize('share', ['8/8', '-1/2', '1', 'a/b', '0/0'])
+def test_shares_that_there_are_not(fish, weights, share):
+    words = ['extract', fish.attrs['root'], '--backbone', 'resnet18', '--weights', str(weights), '--out', 'x.safetensors']
+    assert cli.main([*words, f'--shard={share}']) == 1
+
+
+def test_only_what_is_missing_is_described_again(fish, tmp_path):
+    "A share that was killed goes on after its last batch; a share that is done is not touched."
+    seen = []
+
+    def dying(x):
+        if len(seen) == 7: raise KeyboardInterrupt
+        seen.append(len(x))
+        return x.mean((2, 3))
+
+    def mean(x):
+        seen.append(len(x))
+        return x.mean((2, 3))
+
+    dying.__module__, dying.__qualname__ = mean.__module__, mean.__qualname__
+    out = tmp_path/'out'/'f.safetensors'
+    assert extract_shard(dying, fish, out, (0, 2), **HOW) is None
+    assert sum(seen) == 22
+    with pytest.raises(KeyboardInterrupt): extract_shard(dying, fish, out, (1, 2), **HOW)
+    assert len(seen) == 7
+    assert extract_shard(mean, fish, out, (0, 2), **HOW) is None
+    assert len(seen) == 7
+    whole = extract_shard(mean, fish, out, (1, 2), **HOW)
+    assert sum(seen) == len(fish) and names(tmp_path/'out') == ['f.safetensors']
+    np.testing.assert_array_equal(whole['embedding'], extract(mean, fish, **HOW)['embedding'])
+    with pytest.raises(FileExistsError): extract_shard(mean, fish, out, (0, 2), **HOW)
+
+
+def test_images_of_many_shapes_that_cannot_all_be_read(fish, tmp_path):
+    "Shares of batches by size, some of whose images are no images: the same rows, vectors and reasons as in one process."
+    folder = tmp_path/'odd'
+    for i in range(40):
+        (folder/'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
+        image = load_row(fish, i).resize([(80, 60), (60, 90), (64, 64)][i % 3], Image.Resampling.NEAREST)
+        image.save(folder/'ab'[i % 2]/f'{i:02}.png')
+    table = read_folder(folder)
+    spoiled = [0, 7, 19, 39]
+    for i in spoiled: (folder/table['path'][i]).write_bytes((folder/table['path'][i]).read_bytes()[:30*i])
+    how = dict(size=56, tfms='cfga_pretrained', bs=3, num_workers=0, progress=False, skip_bad=True)
+    def mean(x): return {'mean': x.mean((2, 3)), 'max': x.amax((2, 3))}
+    one = extract(mean, table, **how)
+    for i in (3, 1, 2, 0): parts = extract_shard(mean, table, tmp_path/'f.safetensors', (i, 4), **how)
+    for name in one.names: np.testing.assert_array_equal(one[name], parts[name])
+    assert parts.table['path'].tolist() == one.table['path'].tolist() == table['path'].drop(spoiled).tolist()
+    assert parts.record['skipped'] == one.record['skipped']
+    assert sorted(one.record['skipped']) == table['path'][spoiled].tolist()
+    with pytest.raises((ValueError, OSError), match=Path(table['path'][0]).name):
+        extract_shard(mean, table, tmp_path/'g.safetensors', (0, 1), **how | dict(skip_bad=False))
+
+
+def test_a_merge_that_fails_is_made_again(fish, tmp_path, monkeypatch):
+    "A disk that is full while the shares are put together leaves them as they are."
+    def mean(x): return x.mean((2, 3))
+    def full(*_): raise OSError(28, 'No space left on device')
+    out = tmp_path/'f.safetensors'
+    extract_shard(mean, fish, out, (0, 2), **HOW)
+    with monkeypatch.context() as m:
+        m.setattr(fgir.shards, 'write_rows', full)
+        with pytest.raises(OSError, match='No space'): extract_shard(mean, fish, out, (1, 2), **HOW)
+    assert not out.exists() and shard_file(out, (0, 2)).exists() and shard_file(out, (1, 2)).exists()
+    assert len(extract_shard(mean, fish, out, (1, 2), **HOW)) == len(fish)
+
+
+def test_a_share_of_something_else_is_not_taken(fish, tmp_path):
+    def mean(x): return x.mean((2, 3))
+    def largest(x): return x.amax((2, 3))
+    out = tmp_path/'f.safetensors'
+    extract_shard(mean, fish, out, (0, 2), **HOW)
+    for i, change, says in ((1, dict(descriptor=largest), 'another model'), (1, dict(bs=5), 'other images'),
+                            (1, dict(dtype='float16'), 'differ in dtype'), (1, dict(tfms='squash'), 'another tfms')):
+        call = dict(descriptor=mean) | HOW | change
+        with pytest.raises(ValueError, match=says): extract_shard(call.pop('descriptor'), fish, out, (i, 2), **call)
+        assert not out.exists()
+        shard_file(out, (1, 2)).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match='another number than 3'): extract_shard(mean, fish, out, (0, 3), **HOW)
+    with pytest.raises(ValueError, match='2 of 2 shares'): extract_shard(mean, fish, out, (2, 2), **HOW)
+    assert len(extract_shard(mean, fish, out, (1, 2), **HOW)) == len(fish)
