@@ -27,9 +27,11 @@ from .search import MEMORY, Chunk, Pair, chunks, compared, exact, exact_pairs, m
 # %% ../nbs/03_metrics.ipynb #76c10b01
 def _best_hits(pair: Pair, chunk: Chunk, columns: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
     "Each query's highest exact similarity (n, 1) to a gallery row of its class, and the first such row (n, 1)."
-    there = filled & (chunk.s.gather(1, columns) > -torch.inf)
-    hits = torch.full(columns.shape, -torch.inf, dtype=torch.float64, device=columns.device)
-    if there.any(): hits[there] = exact_pairs(pair, chunk.rows[there.nonzero()[:, 0]], columns[there])
+    hits = chunk.s.gather(1, columns).double().masked_fill(~filled, -torch.inf)
+    if chunk.error:
+        there = (hits > -torch.inf) & (hits >= hits.amax(1, keepdim=True) - 2*chunk.error)
+        i, hits = there.nonzero()[:, 0], hits.fill_(-torch.inf)
+        if len(i): hits[there] = exact_pairs(pair, chunk.rows[i], columns[there][:, None])[:, 0]
     best = hits.amax(1, keepdim=True)
     return best, columns.masked_fill(hits != best, len(pair.gallery)).amin(1, keepdim=True)
 
@@ -48,13 +50,14 @@ NEAR = 64  # entries too near to tell that are looked at one by one
 def _count_rough(pair: Pair, chunk: Chunk, best: Tensor, first: Tensor) -> Tensor:
     "How many gallery rows come before the best hit of each query of a rough chunk."
     s, (low, high) = chunk.s, ((best + d).float() for d in (-chunk.error, chunk.error))
-    above = s > high
-    near = (s >= low) & ~above
-    before, many = above.sum(1, dtype=torch.int32), near.sum(1, dtype=torch.int32) > NEAR
-    i, j = (near & ~many[:, None]).nonzero(as_tuple=True)
-    found = exact_pairs(pair, chunk.rows[i], j)[:, None] if len(i) else best[:0]
-    before.index_add_(0, i, ((found > best[i]) | ((found == best[i]) & (j[:, None] < first[i])))[:, 0].int())
-    for part in many.nonzero()[:, 0].split(max(1, MEMORY // (8*len(pair.gallery)))):
+    before = (s > high).sum(1, dtype=torch.int32)
+    near = (s >= low).sum(1, dtype=torch.int32) - before
+    for part in ((near > 1) & (near <= NEAR)).nonzero()[:, 0].split(256):
+        i, j = ((s[part] >= low[part]) & (s[part] <= high[part])).nonzero(as_tuple=True)
+        i = part[i]
+        found = exact_pairs(pair, chunk.rows[i], j[:, None]) if len(i) else best[:0]
+        before.index_add_(0, i, ((found > best[i]) | ((found == best[i]) & (j[:, None] < first[i])))[:, 0].int())
+    for part in (near > NEAR).nonzero()[:, 0].split(max(1, MEMORY // (8*len(pair.gallery)))):
         if len(part): before[part] = _count_before(exact(pair, chunk.rows[part]), best[part], first[part])
     return before
 
