@@ -102,7 +102,7 @@ def test_queries_are_searched_in_the_gallery(features):
     (result,), judged = evaluate(f).to_dict('records'), judge(f, 'v')
     q, g = f.select('query'), f.select('gallery')
     labels = q.table['label'].to_numpy(), g.table['label'].to_numpy()
-    assert (result['model'], result['split']) == ('a', 'gallery, query')
+    assert (result['model'], result['split']) == ('a', 'zero-shot: gallery, query')
     assert (result['n_queries'], result['n_gallery']) == (12, 24)
     assert result['R@1'] == recall_at_k(q['v'], labels[0], g['v'], labels[1])[1] == (judged['first'] == 1).mean()
     assert judged['row'].tolist() == list(range(0, 36, 3))
