@@ -835,7 +835,9 @@ def evaluate(
     if csv:
         with write_atomic(csv) as tmp: results.to_csv(tmp, index=False)
     again = shlex.join(['fgir', 'evaluate', *map(str, files), '--ks', ks])
-    if report: write_report(results, report, 'Recall@K', features, command=again, published=known_numbers(results), force=force)
+    if report:
+        known = known_numbers(results)
+        write_report(results, report, 'Recall@K', features, command=again, published=known, force=force)
     if rerank: print_rerank(features, rerank.split(','), ranks)
 
 # %% ../nbs/10_cli.ipynb #f1053a39

@@ -7,15 +7,15 @@ Docs: https://fgir.github.io/fgir/published.html.md"""
 # %% auto #0
 __all__ = ['KIND', 'published', 'known_numbers']
 
-# %% ../nbs/09a_published.ipynb #ff6c3c0e
+# %% ../nbs/09a_published.ipynb #9b51630b
 from importlib.resources import files
 
 import pandas as pd
 
-# %% ../nbs/09a_published.ipynb #e09bf2c7
+# %% ../nbs/09a_published.ipynb #8cda6dad
 from .evaluation import best_row, is_measure
 
-# %% ../nbs/09a_published.ipynb #cfc284bd
+# %% ../nbs/09a_published.ipynb #e127c2cc
 KIND = 'method', 'backbone', 'pretraining', 'crop', 'source'
 
 def published(
@@ -23,7 +23,8 @@ def published(
     best: bool = False,  # of rows that agree in all of `KIND` only the descriptor with the highest R@1
 ) -> pd.DataFrame:  # the columns above that are not empty, measures from 0 to 1
     "Published numbers with their protocols and sources, the highest R@1 first; ValueError for an unknown data set."
-    with (files('fgir')/'published.csv').open(encoding='utf-8') as f: table = pd.read_csv(f, keep_default_na=False, na_values='')
+    with (files('fgir')/'published.csv').open(encoding='utf-8') as f:
+        table = pd.read_csv(f, keep_default_na=False, na_values='')
     known = table['dataset'].unique()
     if dataset not in (None, *known): raise ValueError(f'dataset: expected one of {", ".join(known)}, found {dataset!r}')
     if dataset: table = table[table['dataset'] == dataset]
@@ -33,7 +34,7 @@ def published(
     if best: table = table[table['R@1'].notna()].drop_duplicates(['dataset', *KIND])
     return table.dropna(axis=1, how='all').reset_index(drop=True)
 
-# %% ../nbs/09a_published.ipynb #c737fb3e
+# %% ../nbs/09a_published.ipynb #d12b2ae1
 def known_numbers(
     results: pd.DataFrame,  # from `evaluate`
 ) -> pd.DataFrame | None:  # of `published`, the best of each method; None for a data set without any
