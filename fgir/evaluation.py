@@ -55,7 +55,8 @@ def backbone_of(config: Mapping) -> str | None:
 def made_by(record: Mapping) -> dict:
     "What described: class, backbone, other settings in a line; without weights, that nothing was picked."
     config = record['config'] if isinstance(record.get('config'), dict) else {}
-    settings = ', '.join(f'{k} {json.dumps(v, default=str)}' for k, v in config.items() if k not in ('backbone', 'pools', 'what'))
+    shown = {k: v for k, v in config.items() if k not in ('backbone', 'pools', 'what')}
+    settings = ', '.join(f'{k} {json.dumps(v, default=str)}' for k, v in shown.items())
     found = dict(network=record.get('model'))
     if config: found |= dict(backbone=backbone_of(config), settings=settings or 'none')
     return found | (dict(selection='none: there is nothing to train') if record.get('weights') == 'none' else {})

@@ -26,7 +26,8 @@ def published(
     with (files('fgir')/'published.csv').open(encoding='utf-8') as f:
         table = pd.read_csv(f, keep_default_na=False, na_values='')
     known = table['dataset'].unique()
-    if dataset not in (None, *known): raise ValueError(f'dataset: expected one of {", ".join(known)}, found {dataset!r}')
+    if dataset not in (None, *known):
+        raise ValueError(f'dataset: expected one of {", ".join(known)}, found {dataset!r}')
     if dataset: table = table[table['dataset'] == dataset]
     measures = [c for c in table if is_measure(c) or c == 'accuracy']
     table = table.assign(**table[measures]/100, **table[['dim', 'n_queries', 'size']].astype('Int64'))
