@@ -61,6 +61,7 @@ def made_by(record: Mapping) -> dict:
     if config: found |= dict(backbone=backbone_of(config), settings=settings or 'none')
     return found | (dict(selection='none: there is nothing to train') if record.get('weights') == 'none' else {})
 
+# %% ../nbs/09_evaluation.ipynb #e28dfb1f
 def protocol(features: Features) -> dict:
     "What one must know to compute the same recall again; 'not recorded' where neither the record nor the table tells."
     record, table = features.record, features.table
@@ -91,6 +92,7 @@ def content_key(descriptor: Callable, table: pd.DataFrame, how: Mapping) -> str:
     rows = table.to_csv(index=False) + str(table.attrs.get('root'))
     return blake2b((json.dumps(made, sort_keys=True, default=str) + rows).encode(), digest_size=8).hexdigest()
 
+# %% ../nbs/09_evaluation.ipynb #febdd977
 def describe_all(
     descriptors: Mapping[str, Callable],  # by the names of their models
     tables: Mapping[str, pd.DataFrame],  # by the names of their data; rows to describe
@@ -238,6 +240,7 @@ def is_measure(column: str) -> bool:
     try: return bool(measure(column))
     except ValueError: return False
 
+# %% ../nbs/09_evaluation.ipynb #d15fff18
 def table_html(
     frame: pd.DataFrame,  # measures are shown in percent
     bold: bool = True,  # the highest of each measure
@@ -383,6 +386,7 @@ def interval(
     if judged['label'].nunique() < 2: return ''
     return ' to '.join(map(percent, confidence(judged['first'] <= k, judged['label'])))
 
+# %% ../nbs/09_evaluation.ipynb #d8727de7
 def headline(
     results: pd.DataFrame,
     judged: pd.DataFrame | None = None,  # the best row's queries, from `judge`
@@ -437,6 +441,7 @@ def details(
     bars = h.P('Recall@1 in percent, the lowest first.'), bars_html(class_recall(judged)[:10])
     return [h.Section(h.H2('Searches'), *parts), h.Section(h.H2('The hardest classes'), *bars)]
 
+# %% ../nbs/09_evaluation.ipynb #5b809cfa
 def pick(features: Mapping[str, Features], model: str) -> Features:
     "The features of a model; raises ValueError if there are none."
     if model not in features: raise ValueError(f'features: nothing of the model {model!r}, the best one')
