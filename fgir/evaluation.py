@@ -418,7 +418,7 @@ def published_html(
     table = pd.DataFrame([own, *rows.to_dict('records')]).reindex(columns=columns)
     asked = sorted({int(n) for n in rows['n_queries'].dropna()})
     text = 'As published, not measured here. Crops, image size, pretraining and an epoch picked on the test images ' \
-           'move R@1 by more than methods do: compare rows that agree in them.'
+           'can move R@1 by more than methods do: compare rows that agree in them.'
     if asked and best['n_queries'] not in asked:
         text += f' This page asked {best["n_queries"]} queries, the usual test set has ' \
                 f'{" or ".join(map(str, asked))}: its numbers are of other images, and cannot be compared with these.'
