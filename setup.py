@@ -25,6 +25,7 @@ setup(
     version=version(),
     python_requires=f">={facts['min_python']}",
     packages=find_packages(include=["fgir", "fgir.*"]),
+    package_data={"fgir": ["*.csv"]},
     install_requires=lines("requirements"),
     extras_require={"dev": lines("dev_requirements") + lines("milvus_requirements"), "milvus": lines("milvus_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["fgir = fgir._modidx:d"]},

@@ -29,6 +29,7 @@ _NAMES = {
     "classify": "Classifier AccuracyEval fgic_learner finish_fgic classify_image accuracy confusion closest_classes "
                 "show_confusion show_closest",
     "evaluation": "evaluate report describe_all compare",
+    "published": "known_numbers",
     "cli": "",
     "gallery": "",
 }

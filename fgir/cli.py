@@ -14,11 +14,11 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'one_line', 'main', 'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable',
            'refuse_existing', 'watched', 'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices',
            'read_data', 'pick_device', 'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor',
-           'pick_rows', 'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads',
-           'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_start', 'check_test_rows', 'logger_of',
-           'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'recipe', 'cgd',
-           'fgic', 'classify', 'say_skipped', 'extract', 'name_files', 'print_rerank', 'evaluate', 'pick_array',
-           'show_answer', 'search']
+           'pick_rows', 'origin', 'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run',
+           'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_start', 'check_test_rows',
+           'logger_of', 'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score',
+           'recipe', 'cgd', 'fgic', 'classify', 'say_skipped', 'extract', 'name_files', 'print_rerank', 'evaluate',
+           'pick_array', 'show_answer', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -344,6 +344,16 @@ def pick_rows(
     return picked.reset_index(drop=True)
 
 # %% ../nbs/10_cli.ipynb #e952e569
+def origin(
+    model: Path | None = None,
+    weights: str | None = None,  # of a backbone; default its ImageNet weights
+) -> dict:  # {} where nobody wrote it down
+    "How what describes was trained and picked, for the record of features."
+    from fgir.recipes import how_trained
+
+    if model: return how_trained(record_of(model))
+    return {} if weights else dict(selection='none: the ImageNet weights of the backbone')
+
 def settings(
     record: dict,  # of a model or of features
     **given,  # tfms, size, crop: those that are not None or False overrule the record
@@ -407,17 +417,21 @@ def demo_run(
     "Describe the test images by colors, by the untrained network and, after training it, by the trained one."
     from fgir.features import ColorHistogram, extract
     from fgir.learner import SaveBest
+    from fgir.recipes import how_trained
 
     learn, test = demo_learner(table, out, seed), pick_rows(table, 'test')
 
-    def describe(descriptor): return extract(descriptor, test, progress=watched(), **settings(learn.recipe))
+    def describe(descriptor, **facts):
+        return extract(descriptor, test, progress=watched(), facts=facts, **settings(learn.recipe))
 
-    described = {'color histogram': describe(ColorHistogram()), 'untrained network': describe(learn.model)}
+    described = {'color histogram': describe(ColorHistogram()),
+                 'untrained network': describe(learn.model, selection='none: random weights')}
     epochs, lr = (DEMO['cgd'][k] for k in ('epochs', 'lr'))
     with epochs_shown(learn), half_of_threads():
         learn.fit_one_cycle(epochs, lr, **DEMO['fit'], cbs=SaveBest('R@1', 'model'))
     learn.load('model', with_opt=False)
-    return {**described, 'trained network': describe(learn.model)}, learn
+    picked = how_trained(learn.facts)['selection']
+    return {**described, 'trained network': describe(learn.model, selection=picked)}, learn
 
 # %% ../nbs/10_cli.ipynb #e931b066
 def print_leads(results: 'pd.DataFrame') -> bool:  # whether both margins are reached
@@ -789,7 +803,7 @@ def extract(
     how = settings(record, tfms=tfms, size=size, crop=crop)
     note = f'{model or backbone}' + (f', weights {weights}' if weights else '')
     features = extract_all(describe, table, out, shard, bs=batch_size, num_workers=workers, note=note, force=force,
-                           progress=watched(), skip_bad=skip_bad, **how)
+                           facts=origin(model, weights), progress=watched(), skip_bad=skip_bad, **how)
     if features is None: return print(f'{out}: a share is done, others are not')
     say_skipped(features)
     if seed_json: write_seed_json(features, seed_json, force)
@@ -828,6 +842,7 @@ def evaluate(
     from fgir.evaluation import evaluate as evaluate_features
     from fgir.evaluation import report as write_report
     from fgir.features import Features
+    from fgir.published import known_numbers
 
     features = {name: Features.load(file) for name, file in name_files(files).items()}
     results = evaluate_features(features, ranks)
@@ -835,7 +850,9 @@ def evaluate(
     if csv:
         with write_atomic(csv) as tmp: results.to_csv(tmp, index=False)
     again = shlex.join(['fgir', 'evaluate', *map(str, files), '--ks', ks])
-    if report: write_report(results, report, 'Recall@K', features, command=again, force=force)
+    if report:
+        known = known_numbers(results)
+        write_report(results, report, 'Recall@K', features, command=again, published=known, force=force)
     if rerank: print_rerank(features, rerank.split(','), ranks)
 
 # %% ../nbs/10_cli.ipynb #f1053a39

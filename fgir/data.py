@@ -270,6 +270,7 @@ def read_cub(
     splits = _zero_shot(ids) if split == 'zero-shot' else _cub_official(root, images['id'])
     table = make_table('images/' + images['path'], ids - 1, names, splits, root, 'cub',
                        _cub_boxes(root, images['id']), images['where'])
+    table.attrs['split'] = split
     return _check_files(table, images['where'])
 
 # %% ../nbs/00_data.ipynb #6907e38b
@@ -309,6 +310,7 @@ def read_cars(
     splits = _zero_shot(rows['class']) if split == 'zero-shot' else np.where(rows['test'] == 1, 'test', 'train')
     boxes = rows[['bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2']]
     table = make_table(rows['relative_im_path'], rows['class'] - 1, names, splits, root, 'cars', boxes, rows['where'])
+    table.attrs['split'] = split
     return _check_files(table, rows['where'])
 
 # %% ../nbs/00_data.ipynb #f1f3b4e3
@@ -323,6 +325,7 @@ def read_sop(
     kind = rows.groupby('class_id')['path'].transform('first').str.partition('/')[0].str.removesuffix('_final')
     names = kind + ' ' + rows['class_id'].astype(str)
     table = make_table(rows['path'], rows['class_id'] - 1, names, rows['split'], root, 'sop', where=rows['where'])
+    table.attrs['split'] = 'official'
     return _check_files(table, rows['where'])
 
 # %% ../nbs/00_data.ipynb #d7019de8
@@ -352,6 +355,7 @@ def read_inshop(
     boxes = _inshop_boxes(_find(root, 'list_bbox_inshop.txt', ('Anno', 'Eval', '')), rows['image_name'])
     paths, labels = ('Img/' if (root/'Img').is_dir() else '') + rows['image_name'], item.astype(int) - 1
     table = make_table(paths, labels, rows['item_id'], rows['status'], root, 'inshop', boxes, rows['where'])
+    table.attrs['split'] = 'official'
     return _check_files(table, rows['where'])
 
 # %% ../nbs/00_data.ipynb #c82eeecc
@@ -388,6 +392,7 @@ def read_aircraft(
     splits = _zero_shot(ids) if split == 'zero-shot' else rows['split']
     table = make_table('images/' + rows['id'] + '.jpg', ids - 1, names, splits, root, 'aircraft',
                        _aircraft_boxes(root/'images_box.txt', rows['id']), rows['where'])
+    table.attrs['split'] = split
     return _check_files(table, rows['where'])
 
 # %% ../nbs/00_data.ipynb #1e3b631d

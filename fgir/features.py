@@ -381,8 +381,9 @@ def finish(self: _Store) -> Features:
 
 # %% ../nbs/03a_features.ipynb #774eb5d7
 def _fingerprint(descriptor: Callable) -> str | None:
-    "A short name for the weights of a module, the same for the same numbers."
+    "A short name for the weights of a module, the same for the same numbers; 'none' for a module without any."
     if not isinstance(descriptor, nn.Module): return None
+    if not descriptor.state_dict(): return "none"
     digest = hashlib.blake2b(digest_size=8)
     for name, t in descriptor.state_dict().items():
         digest.update(name.encode())
@@ -450,6 +451,7 @@ def extract(
     device: str | torch.device | None = None,  # default where the descriptor's parameters are
     dtype: str = "float32",  # of the arrays: "float16", "float32" or "float64"
     note: str = "",  # anything to be remembered, such as where the weights came from
+    facts: Mapping | None = None,  # more for the record, as JSON: dict(selection="the last epoch")
     out: str | Path | None = None,  # file to keep results in as they come, for a table; the same call goes on with it
     force: bool = False,  # overwrite `out`, and a part of it that something else began
     progress: bool = True,  # show a bar
@@ -462,7 +464,7 @@ def extract(
     how = (size, tfms, bs or batch_size(device, size, tfms), crop, device, norm)
     loading = dict(num_workers=num_workers, cache=cache, progress=progress)
     dl, made = _loader_of(data, *how, **loading)
-    record = _record(descriptor, dl.table, **made, autocast=_precision(device), dtype=dtype, note=note)
+    record = _record(descriptor, dl.table, **made, autocast=_precision(device), dtype=dtype, note=note, **(facts or {}))
     store = _Store(dl.table, record, dtype, out and Path(out), force)
     rows = np.flatnonzero(~store.done)
     if 0 < len(rows) < len(store.done): dl, _ = _loader_of(dl.table.iloc[rows].reset_index(drop=True), *how, **loading)

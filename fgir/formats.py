@@ -134,7 +134,9 @@ def write_crops(
     finally: pool.shutdown(cancel_futures=True)
     if errors: raise BadImage(f'{errors[0]} ({len(errors)} of {n} images could not be written)')
     boxes = table[BOX] if 'x1' in table and not crop else None
-    return make_table(names, table['label'], table['name'], list(table['split']), out, table.attrs['dataset'], boxes)
+    made = make_table(names, table['label'], table['name'], list(table['split']), out, table.attrs['dataset'], boxes)
+    made.attrs |= {k: v for k, v in table.attrs.items() if k == 'split'}
+    return made
 
 # %% ../nbs/00b_formats.ipynb #769da8cc
 CFGA_FILES = {(split, what): f'{split}_{what}.json' for split in ('train', 'test') for what in ('paths', 'labels')}
@@ -399,6 +401,7 @@ def read_cars_devkit(
     splits = _zero_shot(rows['class']) if split == 'zero-shot' else rows['split']
     paths, boxes = 'cars_' + rows['split'] + '/' + rows['fname'], rows[['bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2']]
     table = make_table(paths, rows['class'] - 1, names, splits, root, 'cars', boxes, rows['where'])
+    table.attrs['split'] = split
     return _check_files(table, rows['where'])
 
 # %% ../nbs/00b_formats.ipynb #82f55323

@@ -7,7 +7,7 @@ Docs: https://fgir.github.io/fgir/recipes.html.md"""
 # %% auto #0
 __all__ = ['DEFAULTS', 'QUIRKS', 'RECIPES', 'OPTIMIZERS', 'SCHEDULES', 'AMONG', 'KINDS', 'recipes', 'schedule_factor',
            'get_recipe', 'hold_out_images', 'choose_valid', 'build', 'per_group', 'train_accuracy_of',
-           'learner_from_recipe', 'read_recipe', 'describe_test', 'save_results', 'run_seeds']
+           'learner_from_recipe', 'read_recipe', 'how_trained', 'describe_test', 'save_results', 'run_seeds']
 
 # %% ../nbs/04a_recipes.ipynb #8b11198d
 import hashlib
@@ -481,6 +481,15 @@ def read_recipe(path) -> dict:  # a checkpoint that `fit_recipe` wrote
     if 'recipe' not in record: raise ValueError(f'{path}: not trained by a recipe')
     return {k: record[k] for k in ('recipe', *DEFAULTS) if k in record}
 
+# %% ../nbs/04a_recipes.ipynb #17fed7af
+def how_trained(record: Mapping) -> dict:  # a checkpoint's, or `learn.facts`
+    "Recipe, seed and how the epoch was picked, for the record of features; {} for what was not trained by a recipe."
+    if 'recipe' not in record: return {}
+    valid = record.get('valid')
+    held_out = f'best epoch on {record.get("hold_out", "classes")} held out of training ({valid})'
+    picked = {'last': 'the last epoch', 'test': 'best epoch on the test images'}.get(valid, held_out)
+    return dict(recipe=str(record['recipe']), seed=record.get('seed'), selection=picked)
+
 # %% ../nbs/04a_recipes.ipynb #35ac3868
 def describe_test(
     learn: RetrievalLearner,  # trained by `fit_recipe`
@@ -492,7 +501,8 @@ def describe_test(
     test = table[table['split'].isin(['test', 'query', 'gallery'])].reset_index(drop=True)
     r = learn.recipe
     return extract(getattr(learn.model, 'descriptor', learn.model), test, size=r['size'], tfms=r['tfms'], crop=r['crop'],
-                   num_workers=learn.dls.train.fake_l.num_workers, progress=progress, **kwargs)
+                   num_workers=learn.dls.train.fake_l.num_workers, progress=progress,
+                   facts=how_trained(learn.facts if learn.history else {}), **kwargs)
 
 
 def save_results(

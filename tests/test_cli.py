@@ -86,6 +86,10 @@ def test_the_whole_way(fish, tmp_path, capsys, monkeypatch):
     out = fgir('evaluate', 'fish.safetensors', '--ks', '1,3', '--csv', 'r.csv', '--report', 'r.html')
     assert 'R@3' in out and '<html' in (tmp_path/'r.html').read_text()
     assert list(pd.read_csv(tmp_path/'r.csv').filter(like='R@')) == ['R@1', 'R@3']
+    row, html = pd.read_csv(tmp_path/'r.csv').iloc[0], (tmp_path/'r.html').read_text()
+    assert row['selection'] == 'best epoch on classes held out of training (0.5)' and row['recipe'] == 'cgd'
+    assert row[['dataset', 'split', 'backbone', 'dtype']].tolist() == ['cub', 'zero-shot: test', 'resnet18', 'float32']
+    assert 'This page asked 20 queries, the usual test set has 5924' in html and 'README of seed 002' in html
 
     photo = f"{root}/{features.table['path'][3]}"
     out = fgir('search', photo, '--features', 'fish.safetensors', '--model', model, '-k', 3, '--json', '--device',
@@ -111,6 +115,7 @@ def test_backbone(fish, tmp_path, capsys, monkeypatch):
     assert run(capsys, *words)[0] == 0
     features = Features.load('x.st')
     assert features.names == ['S', 'avg+max'] and set(features.table['split']) == {'train'} and features.record['crop']
+    assert 'selection' not in features.record and cli.origin() == dict(selection='none: the ImageNet weights of the backbone')
     photo = f"{fish.attrs['root']}/{fish['path'][0]}"
     search = ['search', photo, '--features', 'x.st', *net, '--pool', 'S,avg+max']
     refused(capsys, *search, says='--array: name one of S, avg+max')

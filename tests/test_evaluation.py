@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fgir.backbones import Pooled, create_backbone
 from fgir.data import image_path
 from fgir.evaluation import (
     best_and_worst,
@@ -20,6 +21,7 @@ from fgir.evaluation import (
     content_key,
     describe_all,
     evaluate,
+    is_measure,
     judge,
     page,
     report,
@@ -27,8 +29,10 @@ from fgir.evaluation import (
     table_html,
     training_charts,
 )
-from fgir.features import Features
-from fgir.metrics import first_hit_rank, recall_at_k, score_queries
+from fgir.features import ColorHistogram, Features, extract
+from fgir.metrics import confidence, first_hit_rank, recall_at_k, score_queries
+from fgir.recipes import describe_test, learner_from_recipe
+from fgir.rerank import Views
 from fgir.synth import synth_dataset
 
 VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}
@@ -102,7 +106,7 @@ def test_queries_are_searched_in_the_gallery(features):
     (result,), judged = evaluate(f).to_dict('records'), judge(f, 'v')
     q, g = f.select('query'), f.select('gallery')
     labels = q.table['label'].to_numpy(), g.table['label'].to_numpy()
-    assert (result['model'], result['split']) == ('a', 'gallery, query')
+    assert (result['model'], result['split']) == ('a', 'zero-shot: gallery, query')
     assert (result['n_queries'], result['n_gallery']) == (12, 24)
     assert result['R@1'] == recall_at_k(q['v'], labels[0], g['v'], labels[1])[1] == (judged['first'] == 1).mean()
     assert judged['row'].tolist() == list(range(0, 36, 3))
@@ -116,6 +120,61 @@ def test_every_row_carries_its_protocol(features):
     assert results['size'][0] == 48 and results['note'].isna().tolist() == [True, False, False]
     differs, same = split_protocol(results)
     assert {'network', 'size', 'crop', 'note'} <= set(differs) and 'ties' in same and not set(differs) & set(same)
+
+
+WHOLE = ['dataset', 'split', 'n_classes', 'crop', 'tfms', 'size', 'descriptor', 'dim', 'network', 'backbone', 'settings', 'weights',
+         'dtype', 'selection', 'metric', 'ties', 'fgir', 'torch']
+
+
+def test_nothing_of_the_protocol_is_missing_and_what_is_unknown_is_said(fish):
+    torch.manual_seed(0)
+    test = fish[fish['split'] == 'test'].reset_index(drop=True)
+    net, how = Pooled(create_backbone('test_resnet', pretrained=False), ['S']), dict(size=32, num_workers=0, progress=False)
+    colors, pooled, turned, plain = (extract(d, test, **how) for d in (
+        ColorHistogram(4), net, Views(net), lambda x: x.mean((2, 3))))
+    rows = evaluate({'colors': colors, 'net': pooled, 'views': turned, 'function': plain})
+    assert rows.drop(index=3)[WHOLE].notna().all().all() and (rows.loc[:2, WHOLE] != '').all().all()
+    facts = rows.set_index('model')
+    assert facts['backbone'].tolist() == ['none', *['test_resnet.r160_in1k']*2, 'not recorded']
+    assert facts.loc['colors', ['settings', 'weights', 'selection']].tolist() == [
+        'bins 4', 'none', 'none: there is nothing to train']
+    assert set(facts.loc['net':, 'selection']) == {'not recorded'} and facts['weights']['function'] == 'not recorded'
+    assert set(facts['split']) == {'zero-shot: test'} and set(facts['n_classes']) == {3} and set(facts['dataset']) == {'synth'}
+    said = extract(net, test, facts=dict(selection='the last epoch'), **how)
+    assert evaluate(said)['selection'].tolist() == ['the last epoch']
+
+
+@pytest.mark.parametrize('valid, says', [(.5, 'best epoch on classes held out of training (0.5)'), ('last', 'the last epoch'),
+                                         ('test', 'best epoch on the test images')])
+def test_a_trained_run_says_how_its_epoch_was_picked(fish, tmp_path, valid, says):
+    small = dict(backbone='test_resnet', pretrained=False, net=dict(dim=8), size=32, batch_size=6, epochs=1, warm_up=0)
+    learn = learner_from_recipe('pp_proxy_anchor', fish, valid=valid, out=tmp_path, loaders=dict(num_workers=0), **small)
+    assert 'selection' not in describe_test(learn, fish, progress=False).record
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
+    row = evaluate(describe_test(learn, fish, progress=False)).iloc[0]
+    assert row[['selection', 'recipe', 'seed', 'backbone']].tolist() == [says, 'pp_proxy_anchor', 1, 'test_resnet.r160_in1k']
+    assert row[WHOLE].notna().all()
+
+
+def test_measures_are_read_in_percent_with_the_best_in_bold(features, tmp_path):
+    measures = ['R@1', 'P@3', 'mAP@4', 'R-precision', 'MAP@R', 'MRR']
+    results = evaluate(features, ks=(1,), measures=measures)
+    differs, same = split_protocol(results.iloc[:1])
+    assert set(measures) <= set(differs) and not set(measures) & set(same)
+    html = report(results, tmp_path/'r.html', 'x').read_text()
+    for name in measures: assert f'<strong>{100*results[name].max():.1f}</strong>' in html
+    for value in results['MAP@R']: assert f'{100*value:.1f}' in html
+    assert [is_measure(c) for c in ('MAP@R', 'mAP@10', 'P@1', 'MRR', 'dim', 'recall', 'R@0')] == [True]*4 + [False]*3
+
+
+def test_the_large_figure_has_its_interval(features, tmp_path):
+    html = report(evaluate(features), tmp_path/'r.html', 'x', features).read_text()
+    judged = judge(features['good'], 'v')
+    low, high = confidence(judged['first'] == 1, judged['label'])
+    assert html.count(f'<small>{100*low:.1f} to {100*high:.1f}</small>') == 1 and f'is {100*low:.1f} to' in html
+    assert '<small>' not in report(evaluate(features), tmp_path/'s.html', 'x').read_text()
+    one = features['good'].select(features['good'].table['label'] == 0)
+    assert '<small>' not in report(evaluate(one), tmp_path/'t.html', 'x', one).read_text()
 
 
 def test_what_cannot_be_evaluated_is_said(features, tmp_path):

@@ -1,0 +1,99 @@
+"""Published numbers: what is in the file, that it comes with an installed package, and what a report says of it."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fgir.data import shared_dir
+from fgir.evaluation import evaluate, report
+from fgir.features import Features
+from fgir.formats import READERS
+from fgir.published import KIND, known_numbers, published
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT/'fgir'/'published.csv'
+SHARED = shared_dir()
+
+
+def measured(dataset, n=12):
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(n//3), 3)
+    table = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(n)], label=labels, name=labels.astype(str), split='test'))
+    record = dict(model='net', dataset=dataset, crop=False, tfms='cgd', size=224)
+    return evaluate(Features({'v': rng.normal(size=(n, 4))}, table, record))
+
+
+def test_every_row_has_a_number_a_protocol_and_a_source():
+    rows = published()
+    assert set(rows['dataset']) < set(READERS)
+    assert rows[['method', 'selection', 'source']].notna().all().all()
+    assert rows[['R@1', 'accuracy']].notna().any(axis=1).all()
+    numbers = rows.filter(regex='^R@|accuracy')
+    assert ((numbers > .1) & (numbers < 1) | numbers.isna()).all().all()
+    assert set(rows['crop'].dropna()) == {'box', 'none'} and set(rows['split'].dropna()) == {'zero-shot', 'official'}
+    assert not rows.duplicated(['dataset', *KIND, 'descriptor', 'where', 'note']).any()
+
+
+def test_the_file_is_printed_percent_and_the_table_fractions():
+    raw, rows = pd.read_csv(FILE, keep_default_na=False, dtype=str), published('sop')
+    line = raw[(raw['dataset'] == 'sop') & (raw['method'] == 'CGD') & (raw['backbone'] == 'resnet50')].iloc[0]
+    row = rows[(rows['method'] == 'CGD') & (rows['backbone'] == 'resnet50')].iloc[0]
+    assert line[['R@1', 'R@10', 'R@100', 'R@1000']].tolist() == ['79.3', '90.6', '95.8', '98.6']
+    np.testing.assert_allclose(row[['R@1', 'R@10', 'R@100', 'R@1000']].astype(float), [.793, .906, .958, .986])
+    assert 'R@2' not in rows and row['n_queries'] == 60502
+
+
+def test_the_best_of_each_kind_is_the_highest():
+    every, best = published('cub'), published('cub', best=True)
+    key = list(KIND)
+    highest = every.groupby(key, dropna=False)['R@1'].max().dropna()
+    pd.testing.assert_series_equal(best.set_index(key)['R@1'].sort_index(), highest.sort_index(), check_exact=True)
+    assert best['R@1'].is_monotonic_decreasing and 0 < len(best) < len(every)
+    with pytest.raises(ValueError, match="found 'dogs'"): published('dogs')
+
+
+def test_known_numbers_are_those_of_the_data_set():
+    assert set(known_numbers(measured('inshop'))['dataset']) == {'inshop'}
+    for name in (None, 'synth', 'folder', 'aircraft'): assert known_numbers(measured(name)) is None
+
+
+def test_a_report_shows_them_below_its_own_best(tmp_path):
+    results = measured('cars')
+    html = report(results, tmp_path/'r.html', 'cars', published=known_numbers(results)).read_text(encoding='utf-8')
+    section = html.partition('<h2>Published</h2>')[2].partition('</section>')[0]
+    assert section.count('(this page)') == 1 and section.index('(this page)') < section.index('CGD')
+    assert '92.4' in section and 'README of seed 002' in section
+    assert 'This page asked 12 queries, the usual test set has 8131' in section
+    alone = report(results, tmp_path/'s.html', 'cars').read_text(encoding='utf-8')
+    assert 'Published' not in alone
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not SHARED or not (SHARED/'seeds').is_dir(), reason='needs the folder that FGIR_SHARED names')
+def test_the_numbers_of_the_seeds_stand_in_their_readmes():
+    raw = pd.read_csv(FILE, keep_default_na=False, dtype=str)
+    texts = {path.name[:3]: path.read_text(encoding='utf-8') for path in (SHARED/'seeds').glob('*.txt')}
+    for seed in ('002', '003', '004'):
+        rows = raw[raw['source'].str.startswith(f'README of seed {seed}')].filter(regex='^R@|accuracy')
+        numbers = [v for v in rows.to_numpy().ravel() if v]
+        assert len(numbers) > 8 and not [v for v in numbers if v not in texts[seed]]
+
+
+def test_the_file_comes_with_an_installed_package(tmp_path):
+    source = tmp_path/'source'
+    shutil.copytree(ROOT/'fgir', source/'fgir', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, source/name)
+    build = [sys.executable, '-m', 'pip', 'wheel', '.', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path]
+    subprocess.run(build, cwd=source, check=True, capture_output=True)
+    wheel, = tmp_path.glob('*.whl')
+    with ZipFile(wheel) as file: file.extractall(tmp_path/'installed')
+    code = "import fgir.published as p; print(p.__file__, len(p.published()))"
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path/'installed')}
+    said = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True).stdout
+    where, n = said.split()
+    assert Path(where).is_relative_to(tmp_path/'installed') and int(n) == len(published())
