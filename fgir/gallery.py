@@ -36,11 +36,11 @@ def in_database(gallery: str) -> bool:
     if gallery.endswith('.safetensors'): return False
     raise ValueError(f'{gallery}: expected a file .safetensors, a folder .db, or an address http://…')
 
-def open_gallery(gallery: str, verify: bool = True) -> 'Index':
+def open_gallery(gallery: str) -> 'Index':
     "The gallery of that name."
     from fgir.index import Index
 
-    return Index.connect(gallery) if in_database(gallery) else Index.load(gallery, verify)
+    return Index.connect(gallery) if in_database(gallery) else Index.load(gallery)
 
 # %% ../nbs/10a_gallery.ipynb #46c42d9e
 @contextmanager
@@ -159,7 +159,9 @@ def add(
     workers: cli.Workers = None, device: cli.Device = None, skip_bad: cli.SkipBad = False,
 ):
     "Add images, described as the gallery was: all of them, or none."
-    record = open_gallery(gallery, verify=False).record
+    from fgir.features import Features
+
+    record = open_gallery(gallery).record if in_database(gallery) else Features.load(gallery).record
     named = dict(model=model, backbone=backbone, weights=weights, pool=pool, descriptor=descriptor)
     source = {} if images.suffix == '.safetensors' else source_of(record, **named)
     cut = {k: record.get(k) for k in ('tfms', 'size', 'crop')}

@@ -8,7 +8,7 @@ Docs: https://fgir.github.io/fgir/index.html.md"""
 __all__ = ['KINDS', 'BLOCK', 'FEW', 'SAME', 'VERSION', 'NO_SUM', 'GALLERIES', 'FIELDS', 'ENGINES', 'unit_rows',
            'complete_settings', 'empty_engine', 'train_engine', 'FaissStore', 'faiss_store', 'refuse_twice', 'Index',
            'wanted_values', 'chosen_rows', 'photo_table', 'show_search', 'fitted', 'checksum', 'seal', 'load_store',
-           'features_of', 'milvus_client', 'milvus_filter', 'MilvusStore', 'new_milvus_store']
+           'features_of', 'milvus_client', 'milvus_filter', 'MilvusStore', 'new_milvus_store', 'facts_in']
 
 # %% ../nbs/07_index.ipynb #b3196c99
 import json
@@ -565,10 +565,15 @@ class MilvusStore:
     @property
     def kind(self) -> str: return self.facts['kind']
 
+    def write_facts(self, complete: bool = True):
+        "Keep in the database what is known, and whether all images that the gallery was made of are in it."
+        self.facts['complete'] = complete
+        self.client.upsert(GALLERIES, [dict(gallery=self.collection, about=self.facts, vector=[0., 1.])])
+
     def info(self) -> dict:
         "What is known, and the number of images."
         return dict(images=len(self), similarity='cosine', collection=self.collection) | {
-            k: v for k, v in self.facts.items() if k not in ('columns', 'record')}
+            k: v for k, v in self.facts.items() if k not in ('columns', 'record', 'complete')}
 
 # %% ../nbs/07_index.ipynb #7028c3b1
 def _schema(client, fields: Mapping[str, tuple], index: tuple, dim: int) -> dict:
@@ -591,8 +596,9 @@ def new_milvus_store(client, collection: str, features: Features, name: str, kin
         client.create_collection(GALLERIES, **_schema(client, dict(gallery=text, about=('JSON', {})), ENGINES['flat'], 2))
     client.create_collection(collection, **_schema(client, fields, ENGINES[kind], dim))
     facts = dict(name=name, dim=dim, kind=kind, columns=list(table), root=table.attrs.get('root'), record=features.record)
-    client.insert(GALLERIES, [dict(gallery=collection, about=facts, vector=[0., 1.])])
-    return MilvusStore(client, collection, facts)
+    store = MilvusStore(client, collection, facts)
+    store.write_facts(complete=False)
+    return store
 
 # %% ../nbs/07_index.ipynb #99f8da40
 @patch
@@ -660,6 +666,12 @@ def find(
     return answer
 
 # %% ../nbs/07_index.ipynb #0e8dd688
+def facts_in(client, collection: str) -> dict | None:
+    "What a database knows about a gallery, None if there is none of the name."
+    if not client.has_collection(GALLERIES): return None
+    there = client.get(GALLERIES, ids=[collection], output_fields=['about'])
+    return there[0]['about'] if there else None
+
 @patch(cls_method=True)
 def connect(
     cls: Index,
@@ -673,12 +685,14 @@ def connect(
     nothing = FileNotFoundError(f'{uri}: no gallery {collection!r}; give features to make one')
     if features is None and uri.endswith('.db') and not Path(uri).expanduser().exists(): raise nothing
     client = milvus_client(uri)
-    there = client.has_collection(GALLERIES) and client.get(GALLERIES, ids=[collection], output_fields=['about'])
+    facts = facts_in(client, collection)
     if features is None:
-        if not there: raise nothing
+        if not (facts and facts['complete']): raise nothing
         client.load_collection(collection)
-        return cls(MilvusStore(client, collection, there[0]['about']))
-    if there: raise ValueError(f'{uri}: there is a gallery {collection!r} already')
+        return cls(MilvusStore(client, collection, facts))
+    if facts and facts['complete']: raise ValueError(f'{uri}: there is a gallery {collection!r} already')
+    if facts: client.drop_collection(collection)
     index = cls(new_milvus_store(client, collection, features, name or features.names[0], kind))
     index.add(features)
+    index.store.write_facts()
     return index

@@ -338,6 +338,24 @@ def test_a_database_is_opened_again(tmp_path):
     with pytest.raises(ValueError, match="there is a gallery 'gallery' already"): Index.connect(uri, features)
 
 
+def test_a_database_that_was_not_finished_is_made_anew(tmp_path, monkeypatch):
+    features, uri, upsert, calls = many(2500), str(tmp_path/'g.db'), [], []
+    def dying(client, collection, rows):
+        calls.append(len(rows))
+        if len(calls) == 3: raise KeyboardInterrupt
+        return upsert[0](client, collection, rows)
+    from pymilvus import MilvusClient
+
+    upsert.append(MilvusClient.upsert)
+    with monkeypatch.context() as m:
+        m.setattr(MilvusClient, 'upsert', dying)
+        with pytest.raises(KeyboardInterrupt): Index.connect(uri, features)
+    assert calls == [1, 1000, 1000]
+    with pytest.raises(FileNotFoundError, match="no gallery 'gallery'"): Index.connect(uri)
+    assert len(Index.connect(uri, many(40))) == 40
+    assert len(Index.connect(uri)) == 40
+
+
 @pytest.mark.parametrize('uri, error, words', [
     ('gallery.faiss', ValueError, 'ends with .db'), ('http://localhost:1', ConnectionError, 'http://localhost:1')])
 def test_what_is_no_database_is_said(tmp_path, uri, error, words):
