@@ -26,6 +26,7 @@ setup(
     python_requires=f">={facts['min_python']}",
     packages=find_packages(include=["fgir", "fgir.*"]),
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements") + lines("milvus_requirements"), "milvus": lines("milvus_requirements")},
+    extras_require={"dev": lines("dev_requirements") + lines("milvus_requirements") + lines("app_requirements"),
+                    "milvus": lines("milvus_requirements"), "app": lines("app_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["fgir = fgir._modidx:d"]},
 )

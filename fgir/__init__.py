@@ -31,6 +31,7 @@ _NAMES = {
     "evaluation": "evaluate report describe_all compare",
     "cli": "",
     "gallery": "",
+    "serve": "",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -83,7 +83,7 @@ def thumbnail(found: 'pd.DataFrame', i: int, folders: Sequence[Path], crop: bool
     picture.thumbnail((SIDE, SIDE))
     return picture
 
-# %% ../nbs/10b_serve.ipynb #97c38172
+# %% ../nbs/10b_serve.ipynb #fd65116a
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')
 PIXELS = 2**26  # of a photograph, at most
 
@@ -95,7 +95,8 @@ def read_photo(path: str | Path) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image: pixels = image.width*image.height
     except FileNotFoundError: raise ValueError('The photograph is no longer there: please drop it again.') from None
     except Image.DecompressionBombError: pixels = PIXELS + 1
-    except (OSError, ValueError, SyntaxError): raise ValueError(f'This is no image: expected {", ".join(FORMATS)}.') from None
+    except (OSError, ValueError, SyntaxError):
+        raise ValueError(f'This is no image: expected one of {", ".join(FORMATS)}.') from None
     if pixels > PIXELS: raise ValueError(f'This image is too large: expected at most {PIXELS//10**6} million pixels.')
     try: return load_image(path)
     except (BadImage, OSError): raise ValueError('This image is damaged: it cannot be read to its end.') from None
@@ -185,7 +186,7 @@ def photo_input(gradio) -> 'gradio.Image':
 TITLE, START, READY = 'Which images are nearest?', 'Drop a photograph.', 'Nearest first. Choose one to see why.'
 WAIT = dict(concurrency_limit=1, concurrency_id='descriptor', api_visibility='private')
 
-# %% ../nbs/10b_serve.ipynb #79929b8a
+# %% ../nbs/10b_serve.ipynb #be638139
 def parts(index: 'Index') -> dict:
     "Lay the components out, inside of a `gradio.Blocks`."
     gradio = load_gradio()
@@ -197,13 +198,14 @@ def parts(index: 'Index') -> dict:
                                     info='Search only among these; type to find one.')
             k = gradio.Slider(1, min(48, len(index)), min(12, len(index)), step=1, label='Images to find')
         with gradio.Column(scale=2, min_width=300):
-            words = gradio.HTML(START, elem_id='words')
+            words = gradio.HTML(START, padding=False, elem_id='words')
             why = gradio.Image(show_label=False, interactive=False, visible=False, buttons=['fullscreen'], elem_id='why')
             matches = gradio.Gallery(show_label=False, columns=4, height='auto', format='jpeg',
-                                     allow_preview=False, object_fit='contain', interactive=False, buttons=[], elem_id='matches')
+                                     allow_preview=False, object_fit='contain', fit_columns=False, interactive=False,
+                                     buttons=[], elem_id='matches')
     return dict(photo=photo, names=names, k=k, matches=matches, words=words, why=why, found=gradio.State())
 
-# %% ../nbs/10b_serve.ipynb #e56c0a07
+# %% ../nbs/10b_serve.ipynb #c5dbc256
 def search_page(
     index: 'Index',
     describe: Callable,  # the descriptor that made the gallery
@@ -223,19 +225,20 @@ def search_page(
         p = parts(index)
         asked, shown = [p['photo'], p['names'], p['k']], [p['found'], p['matches'], p['words'], p['why']]
         empty = p['photo'].change(lambda: (None, [], START, hidden()), None, shown, queue=False, api_visibility='private')
-        empty.then(nearest, asked, shown, **WAIT)
-        gradio.on([p['names'].change, p['k'].release], nearest, asked, shown, trigger_mode='always_last', **WAIT)
+        empty.then(nearest, asked, shown, show_progress_on=p['matches'], **WAIT)
+        gradio.on([p['names'].change, p['k'].release], nearest, asked, shown, trigger_mode='always_last',
+                  show_progress_on=p['matches'], **WAIT)
         p['matches'].select(reason, [p['photo'], p['found']], shown[2:], scroll_to_output=True, **WAIT)
     return page
 
-# %% ../nbs/10b_serve.ipynb #a02d5513
+# %% ../nbs/10b_serve.ipynb #18b00ebe
 def refusal(scope: dict, limit: int) -> tuple[str, int] | None:
     "Why a request (the scope of ASGI) is refused, and the status; None if it is not."
     if re.search(r'https?:/|/proxy=|\0', scope['path'], re.I): return 'Not served.', 403
     if scope['method'] not in ('POST', 'PUT', 'PATCH'): return None
     length = dict(scope['headers']).get(b'content-length', b'').decode('latin1')
     if not length.isdigit(): return 'A length is needed.', 411
-    return (f'Too large: at most {limit//10**6} MB.', 413) if int(length) > limit + 2**16 else None
+    return (f'Too large: at most {limit//2**20} MB.', 413) if int(length) > limit + 2**16 else None
 
 # %% ../nbs/10b_serve.ipynb #f6b6de5c
 def guarded(app: Callable, limit: int) -> Callable:
@@ -257,7 +260,7 @@ CSS = """
 @media (max-width: 640px) {#matches .grid-container {grid-template-columns: repeat(2, 1fr) !important}}
 """
 
-# %% ../nbs/10b_serve.ipynb #9d4458f7
+# %% ../nbs/10b_serve.ipynb #9debbd51
 def open_page(
     page: 'gradio.Blocks',  # from `search_page`
     host: str = '127.0.0.1',  # address to listen at; 0.0.0.0 for every one that this machine has
@@ -270,9 +273,9 @@ def open_page(
     if max_mb < 1: raise ValueError(f'max_mb: expected 1 or more, found {max_mb}')
     sans = ['system-ui', 'sans-serif']
     _, url, _ = page.queue(max_size=64).launch(
-        server_name=host, server_port=port, max_file_size=max_mb*10**6, css=CSS, footer_links=[], run_history=False,
+        server_name=host, server_port=port, max_file_size=max_mb*2**20, css=CSS, footer_links=[], run_history=False,
         theme=gradio.themes.Default(font=sans, font_mono=['ui-monospace', 'monospace']), share=False, allowed_paths=[],
-        app_kwargs=dict(middleware=[Middleware(guarded, limit=max_mb*10**6)], docs_url=None, redoc_url=None, openapi_url=None),
+        app_kwargs=dict(middleware=[Middleware(guarded, limit=max_mb*2**20)], docs_url=None, redoc_url=None, openapi_url=None),
         ssr_mode=False, mcp_server=False, enable_monitoring=False, pwa=False, quiet=True, prevent_thread_lock=True,
         inbrowser=False, inline=False, state_session_capacity=256, **more)
     return url

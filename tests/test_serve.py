@@ -7,7 +7,9 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -174,7 +176,7 @@ def test_evidence_is_of_the_array_that_was_searched_or_says_why_not(fish, index)
     ('GET', '/gradio_api/file=HTTPS:/a.org/b', {}, 403), ('GET', '/gradio_api/proxy=https://a.org', {}, 403)])
 def test_requests_are_refused_before_they_are_read(method, path, headers, status):
     headers = [(k.encode(), v.encode()) for k, v in headers.items()]
-    refused = refusal(dict(method=method, path=path, headers=headers), 10**6)
+    refused = refusal(dict(method=method, path=path, headers=headers), 2**20)
     assert (refused and refused[1]) == status
 
 
@@ -184,12 +186,29 @@ def free_port():
         return s.getsockname()[1]
 
 
+class Site(str):
+    "Address of a page, and the network behind it, which counts how many ask it at once."
+    def __new__(cls, url, net):
+        self = super().__new__(cls, url)
+        self.net = net
+        return self
+
+
 @pytest.fixture(scope='module')
 def site(features):
+    net = network()
+    net.inside, net.most = 0, 0
+    def begin(*_):
+        net.inside += 1
+        net.most = max(net.most, net.inside)
+        time.sleep(.05)
+    def end(*_): net.inside -= 1
+    net.register_forward_pre_hook(begin)
+    net.register_forward_hook(end)
     index = Index.build(features)
     with own_folder():
-        page = search_page(index, network(), served_folders(index))
-        yield open_page(page, port=free_port(), max_mb=1)
+        page = search_page(index, net, served_folders(index))
+        yield Site(open_page(page, port=free_port(), max_mb=1), net)
         page.close(verbose=False)
 
 
@@ -231,6 +250,15 @@ def test_a_program_gets_what_a_browser_gets_and_no_more(site, fish, monkeypatch)
     assert not fetched
 
 
+def test_many_who_ask_at_once_are_answered_one_by_one(site, fish):
+    def ask(i):
+        with open(image_path(fish, i), 'rb') as f:
+            up, = httpx.post(f'{site}gradio_api/upload', files=dict(files=(f'{i}.jpg', f))).json()
+        return call(site, given(up))['output']['data'][1][0]['caption']
+    with ThreadPoolExecutor(6) as pool: captions = list(pool.map(ask, range(0, 24, 4)))
+    assert captions == [f'1.000 · {fish["name"][i]}' for i in range(0, 24, 4)] and site.net.most == 1
+
+
 def test_large_and_endless_uploads_are_refused(site):
     answer = httpx.post(f'{site}gradio_api/upload', files=dict(files=('a.jpg', b'0'*2_000_000)))
     assert answer.status_code == 413 and 'at most 1 MB' in answer.text
@@ -242,7 +270,7 @@ def test_there_is_no_interface_for_programs_and_nothing_is_reported(site):
     for path in ('docs', 'redoc', 'openapi.json'): assert httpx.get(site + path).status_code == 404
     assert not httpx.get(f'{site}gradio_api/info').json()['named_endpoints']
     config = httpx.get(f'{site}config').json()
-    assert config['analytics_enabled'] is False and config['max_file_size'] == 10**6
+    assert config['analytics_enabled'] is False and config['max_file_size'] == 2**20
 
 
 def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
