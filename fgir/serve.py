@@ -129,18 +129,19 @@ def answer(
     captions = [f'{score:.3f} · {name}' for name, score in zip(found['name'], found['score'], strict=True)]
     return found, [(thumbnail(found, i, folders, crop), caption) for i, caption in enumerate(captions)]
 
-# %% ../nbs/10b_serve.ipynb #8e31747e
+# %% ../nbs/10b_serve.ipynb #55b4f7d7
 def evidence_picture(
     index: 'Index', describe: Callable, folders: Sequence[Path],
-    photo: str,  # file
-    found: 'pd.DataFrame',  # from `answer`
+    photo: str | None,  # file
+    found: 'pd.DataFrame | None',  # from `answer`
     i: int,  # row of it
 ) -> tuple[Image.Image | None, str]:  # picture, and the words under it
     "What makes row `i` like the photograph, or why that cannot be shown."
     from fgir.explain import explain_match
 
     how, crop = index.as_described(), bool(index.record.get('crop'))
-    if not 0 <= i < len(found): raise ValueError('This match is no longer there: please search again.')
+    if photo is None or found is None or not 0 <= i < len(found):
+        raise ValueError('This match is no longer there: please search again.')
     try:
         figure = explain_match(describe, read_photo(photo), shown_image(found, i, folders, crop), index.name,
                                how['size'], how['tfms'], columns=2)

@@ -160,9 +160,8 @@ def test_evidence_is_of_the_array_that_was_searched_or_says_why_not(fish, index)
     found, _ = answer(index, network(), folders, image_path(fish, 8), k=3)
     picture, words = evidence_picture(index, network(), folders, image_path(fish, 8), found, 2)
     assert picture.width > 300 and found['name'][2] in words
-    for i in (-1, 3):
-        with pytest.raises(ValueError, match='search again'):
-            evidence_picture(index, network(), folders, image_path(fish, 8), found, i)
+    for photo, table, i in ((image_path(fish, 8), found, -1), (image_path(fish, 8), found, 3), (None, found, 1), ('a', None, 0)):
+        with pytest.raises(ValueError, match='search again'): evidence_picture(index, network(), folders, photo, table, i)
     colors = Index.build(extract(ColorHistogram(), fish, size=64, num_workers=0, progress=False))
     assert evidence_picture(colors, ColorHistogram(), folders, image_path(fish, 8), found, 1)[1].startswith('No evidence: ColorH')
 
