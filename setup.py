@@ -27,6 +27,7 @@ setup(
     packages=find_packages(include=["fgir", "fgir.*"]),
     package_data={"fgir": ["*.csv"]},
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements") + lines("milvus_requirements"), "milvus": lines("milvus_requirements")},
+    extras_require={"dev": lines("dev_requirements") + lines("milvus_requirements") + lines("app_requirements"),
+                    "milvus": lines("milvus_requirements"), "app": lines("app_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["fgir = fgir._modidx:d"]},
 )

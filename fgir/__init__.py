@@ -32,6 +32,7 @@ _NAMES = {
     "published": "known_numbers",
     "cli": "",
     "gallery": "",
+    "serve": "",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

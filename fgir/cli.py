@@ -70,7 +70,7 @@ def about(
     "Fine-grained image retrieval: find the photographs that show the same species, model or article."
 
 # %% ../nbs/10_cli.ipynb #22ab439e
-INPUT_ERRORS = (ValueError, OSError, RuntimeError, MemoryError, FloatingPointError, typer.BadParameter.__mro__[2])
+INPUT_ERRORS = (ValueError, OSError, ImportError, RuntimeError, MemoryError, FloatingPointError, typer.BadParameter.__mro__[2])
 
 def one_line(error: Exception) -> str:
     "Say what went wrong in one line."
@@ -82,7 +82,7 @@ def one_line(error: Exception) -> str:
     return f'{text} (see {context.command_path} --help)' if context else text
 
 # %% ../nbs/10_cli.ipynb #edfe13da
-MORE = ('fgir.gallery',)
+MORE = ('fgir.gallery', 'fgir.serve')
 
 def main(args: list[str] | None = None) -> int:
     "Run the `fgir` command with some words, default those of the command line, and give its exit status."

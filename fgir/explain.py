@@ -113,7 +113,14 @@ def _cfga_evidence(descriptor: Describe, layers: Sequence[str], a: Tensor, b: Te
     return heat(0), heat(1), float(sum(parts[0][n][0] @ parts[1][n][0] for n in layers))
 
 # %% ../nbs/06a_explain.ipynb #e756c73b
-def _embedding_heat(model: nn.Module, x: Tensor, theirs: Tensor) -> Tensor:
+def _vector(model: nn.Module, x: Tensor, name: str | None) -> Tensor:
+    "The embedding (B,D), or of a model of several vectors the one of that name, default the first."
+    found = model(x)
+    if isinstance(found, Tensor): return found
+    if name and name not in found: raise ValueError(f'evidence: no array {name!r}, there are {", ".join(found)}')
+    return found[name or next(iter(found))]
+
+def _embedding_heat(model: nn.Module, x: Tensor, theirs: Tensor, name: str | None) -> Tensor:
     "Map of `x`: the gradient of the similarity of its embedding to `theirs`, times the map, over the channels."
     passed = []
     def begin(module, given, maps):
@@ -121,17 +128,18 @@ def _embedding_heat(model: nn.Module, x: Tensor, theirs: Tensor) -> Tensor:
         torch.set_grad_enabled(True)
         return passed[0].clone()
     with torch.no_grad():
-        with model.backbone.register_forward_hook(begin): similarity = F.cosine_similarity(model(x), theirs).sum()
+        with model.backbone.register_forward_hook(begin): similarity = F.cosine_similarity(_vector(model, x, name), theirs).sum()
         grad, = torch.autograd.grad(similarity, passed[0])
     return (grad*passed[0])[0].sum(0).detach()
 
 # %% ../nbs/06a_explain.ipynb #cf76f6e7
-def _embedding_evidence(model: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, float]:
+def _embedding_evidence(model: nn.Module, a: Tensor, b: Tensor, name: str | None = None) -> tuple[Tensor, Tensor, float]:
     "Maps of both, and the similarity of their embeddings."
     if not hasattr(model, 'backbone'): raise ValueError(f'{type(model).__name__} is no model with backbone and embedding')
     with evaluating(model):
-        with torch.no_grad(): u, v = model(a), model(b)
-        return _embedding_heat(model, a, v), _embedding_heat(model, b, u), float(F.cosine_similarity(u, v))
+        with torch.no_grad(): u, v = (_vector(model, x, name) for x in (a, b))
+        heats = (_embedding_heat(model, x, theirs, name) for x, theirs in ((a, v), (b, u)))
+        return *heats, float(F.cosine_similarity(u, v))
 
 # %% ../nbs/06a_explain.ipynb #7bcc445b
 def _array_of(descriptor: Describe) -> str:
@@ -142,14 +150,14 @@ def _array_of(descriptor: Describe) -> str:
 
 # %% ../nbs/06a_explain.ipynb #c037c358
 def evidence(
-    descriptor: nn.Module,  # `CFGA` or `Describe`, or a model with backbone and embedding, such as `RetrievalNet`
+    descriptor: nn.Module,  # `CFGA`, `Describe`, or a model with a backbone, such as `RetrievalNet` and `Pooled`
     a: Tensor, b: Tensor,  # inputs (1,3,H,W), each of its own size
-    name: str | None = None,  # a layer, a set, or 'embedding'; default the first set, else the first layer
+    name: str | None = None,  # a layer, a set, 'embedding', a pooling; default the first set, layer, pooling
 ) -> tuple[Tensor, Tensor, float]:  # maps (h,w) of both, and the cosine
     "What each position of two images adds to their similarity; ValueError for an array that has no positions."
     with torch.inference_mode(False):
         a, b = (x.clone() if x.is_inference() else x for x in (a, b))
-        if not isinstance(descriptor, Describe): return _embedding_evidence(descriptor, a, b)
+        if not isinstance(descriptor, Describe): return _embedding_evidence(descriptor, a, b, name)
         name = name or _array_of(descriptor)
         if name == 'embedding': return _embedding_evidence(descriptor.model, a, b)
         layers = descriptor.plus.get(name, [name])
@@ -171,12 +179,14 @@ def explain_match(
     a: str | Path | Image.Image | Tensor, b: str | Path | Image.Image | Tensor,  # photographs, see `as_input`
     name: str | None = None,  # array of the descriptor, see `evidence`
     size: int | None = None, tfms: str = 'cgd',  # see `as_input`
+    columns: int = 4,  # pictures side by side: 4, 2 or 1
 ) -> Figure:
     "Draw two photographs, and over each what makes it like the other."
     x, y = (as_input(photo, descriptor, size, tfms) for photo in (a, b))
     heats = evidence(descriptor, x, y, name)
     limit = max(float(h.abs().max()) for h in heats[:2]) or 1.
-    fig, axs = plt.subplots(1, 4, figsize=(9, 2.6), layout='constrained')
+    fig, axs = plt.subplots(4//columns, columns, figsize=(2.25*columns, 10.4/columns), layout='constrained')
+    axs = np.ravel(axs)
     for i, (image, heat, letter) in enumerate(zip((x, y), heats[:2], 'ab', strict=True)):
         picture = as_picture(image, descriptor)
         axs[2*i].imshow(picture)

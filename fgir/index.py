@@ -286,6 +286,18 @@ def check_descriptor(self: Index, descriptor: Callable, record: dict, **how) -> 
 
 # %% ../nbs/07_index.ipynb #c2b025a2
 @patch
+def as_described(
+    self: Index,
+    tfms: str | None = None,  # default the record's
+    size: int | None = None,  # default the record's
+) -> dict:  # for `extract`
+    "How to read one photograph for this gallery; ValueError if its transform has no name."
+    how = dict(tfms=tfms or self.record.get('tfms'), size=size or self.record.get('size'), num_workers=0, progress=False)
+    if how['tfms'] not in TRANSFORMS:
+        raise ValueError(f'tfms: the gallery was made with {how["tfms"]!r}; give one of {", ".join(TRANSFORMS)}')
+    return how
+
+@patch
 def search_image(
     self: Index,
     path: str | Path,  # of the photograph
@@ -297,10 +309,7 @@ def search_image(
     filter: Mapping | None = None,  # as in `search`
 ) -> pd.DataFrame:  # as `search`
     "Describe a photograph as the gallery was described, and search with it."
-    record = self.record
-    how = dict(tfms=tfms or record.get('tfms'), size=size or record.get('size'), num_workers=0, progress=False)
-    if how['tfms'] not in TRANSFORMS:
-        raise ValueError(f'tfms: the gallery was made with {how["tfms"]!r}; give one of {", ".join(TRANSFORMS)}')
+    how = self.as_described(tfms, size)
     photo = extract(descriptor, photo_table(path, box), crop=True, **how)
     self.check_descriptor(descriptor, photo.record, **how)
     return self.search(photo[self.name], k, filter)
@@ -343,11 +352,16 @@ def fitted(
 
 # %% ../nbs/07_index.ipynb #5f3dbe7d
 @patch
+def classes(self: FaissStore, gone: bool = False) -> dict[str, int]:
+    "Names of the classes and their numbers; with `gone` also of those whose images are."
+    table = (self.features.table if gone else self.about()).drop_duplicates('name')
+    return dict(zip(table['name'], table['label'].tolist(), strict=True))
+
+@patch
 def shape(self: FaissStore, names: Sequence[str]) -> tuple[list[str], str | None, dict[str, int], int]:
     "What `fitted` must know: columns, folder, numbers of the classes with some names, and the first free one."
-    table = self.features.table
-    known = table.drop_duplicates('name').set_index('name')['label']
-    numbers = {name: int(known[name]) for name in dict.fromkeys(names) if name in known}
+    table, known = self.features.table, self.classes(gone=True)
+    numbers = {name: known[name] for name in dict.fromkeys(names) if name in known}
     return list(table), table.attrs.get('root'), numbers, int(table['label'].max()) + 1
 
 # %% ../nbs/07_index.ipynb #163e87e3
@@ -623,14 +637,18 @@ def present(self: MilvusStore, paths: Sequence[str]) -> list[str]:
 
 # %% ../nbs/07_index.ipynb #2627dfeb
 @patch
+def classes(self: MilvusStore) -> dict[str, int]:
+    "Names of the classes and their numbers."
+    known, rows = {}, self.client.query_iterator(self.collection, batch_size=1000, output_fields=['name', 'label'])
+    while part := rows.next(): known |= {row['name']: row['label'] for row in part}
+    rows.close()
+    return known
+
+@patch
 def shape(self: MilvusStore, names: Sequence[str]) -> tuple[list[str], str | None, dict[str, int], int]:
     "What `fitted` must know: columns, folder, numbers of the classes with some names, and the first free one."
-    known, free = {}, 0
-    rows = self.client.query_iterator(self.collection, batch_size=1000, output_fields=['name', 'label'])
-    while part := rows.next():
-        known |= {row['name']: row['label'] for row in part}
-        free = max(free, 1 + max(row['label'] for row in part))
-    rows.close()
+    known = self.classes()
+    free = 1 + max(known.values(), default=-1)
     return self.facts['columns'], self.facts['root'], {n: known[n] for n in dict.fromkeys(names) if n in known}, free
 
 # %% ../nbs/07_index.ipynb #6dbc0efb
