@@ -22,7 +22,7 @@ from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_s
 from torch import Tensor
 
 # %% ../nbs/03_metrics.ipynb #044f3332
-from .search import MEMORY, Chunk, Pair, chunks, compared, exact, exact_pairs, members, numbered, top
+from .search import MEMORY, Chunk, Pair, chunks, compared, counted, exact, exact_pairs, members, numbered, top
 
 # %% ../nbs/03_metrics.ipynb #76c10b01
 def _best_hits(pair: Pair, chunk: Chunk, columns: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,10 +38,10 @@ def _best_hits(pair: Pair, chunk: Chunk, columns: Tensor, filled: Tensor) -> tup
 # %% ../nbs/03_metrics.ipynb #f6a28eaa
 def _count_before(s: Tensor, best: Tensor, first: Tensor) -> Tensor:
     "How many entries of each row come before its best hit."
-    before = (s > best).sum(1, dtype=torch.int32)
-    tied = ((s >= best).sum(1, dtype=torch.int32) > before + 1).nonzero()[:, 0]
+    before = counted(s, best)
+    tied = (counted(s, best, torch.ge) > before + 1).nonzero()[:, 0]
     earlier = torch.arange(s.shape[1], device=s.device) < first[tied]
-    before[tied] += (earlier & (s[tied] == best[tied])).sum(1, dtype=torch.int32)
+    before[tied] += (earlier & (s[tied] == best[tied])).sum(1)
     return before
 
 # %% ../nbs/03_metrics.ipynb #59520b92
@@ -50,13 +50,13 @@ NEAR = 64  # entries too near to tell that are looked at one by one
 def _count_rough(pair: Pair, chunk: Chunk, best: Tensor, first: Tensor) -> Tensor:
     "How many gallery rows come before the best hit of each query of a rough chunk."
     s, (low, high) = chunk.s, ((best + d).float() for d in (-chunk.error, chunk.error))
-    before = (s > high).sum(1, dtype=torch.int32)
-    near = (s >= low).sum(1, dtype=torch.int32) - before
+    before = counted(s, high)
+    near = counted(s, low, torch.ge) - before
     for part in ((near > 1) & (near <= NEAR)).nonzero()[:, 0].split(256):
         i, j = ((s[part] >= low[part]) & (s[part] <= high[part])).nonzero(as_tuple=True)
         i = part[i]
         found = exact_pairs(pair, chunk.rows[i], j[:, None]) if len(i) else best[:0]
-        before.index_add_(0, i, ((found > best[i]) | ((found == best[i]) & (j[:, None] < first[i])))[:, 0].int())
+        before.index_add_(0, i, ((found > best[i]) | ((found == best[i]) & (j[:, None] < first[i])))[:, 0].long())
     for part in (near > NEAR).nonzero()[:, 0].split(max(1, MEMORY // (8*len(pair.gallery)))):
         if len(part): before[part] = _count_before(exact(pair, chunk.rows[part]), best[part], first[part])
     return before

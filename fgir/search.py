@@ -6,7 +6,7 @@ Docs: https://fgir.github.io/fgir/search.html.md"""
 
 # %% auto #0
 __all__ = ['BLOCK', 'KEPT', 'METRICS', 'MEMORY', 'SPARE', 'SHARE', 'Pair', 'measured', 'exact', 'exact_pairs', 'rough', 'Chunk',
-           'chunks', 'top', 'members', 'numbered', 'hidden_rows', 'compared', 'neighbours']
+           'chunks', 'counted', 'top', 'members', 'numbered', 'hidden_rows', 'compared', 'neighbours']
 
 # %% ../nbs/02a_search.ipynb #04ee6747
 import warnings
@@ -191,6 +191,15 @@ def chunks(
         yield Chunk(rows, *(rough(pair, rows, s) if quick else (exact(pair, rows, s), 0.)))
 
 # %% ../nbs/02a_search.ipynb #130f5c86
+def counted(
+    s: Tensor,  # (n, N)
+    bound: Tensor,  # (n, 1)
+    compare: Callable = torch.gt,  # or torch.ge
+) -> Tensor:  # (n,) int64
+    "How many entries of each row are above a bound."
+    buffer = s.new_empty(len(s), min(BLOCK, s.shape[1]))
+    return sum(compare(part, bound, out=buffer[:, :part.shape[1]]).sum(1).long() for part in s.split(BLOCK, 1))
+
 def _first_of_ties(s: Tensor, last: Tensor, k: int) -> Tensor:
     "Columns (rows, k) of all entries above `last` and the first ones equal to it."
     equal = s == last
@@ -206,7 +215,7 @@ def _sorted(s: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 def _best(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
     "The k highest of each row, ties in order of columns, as (similarities, columns)."
     last, columns = s.topk(k)
-    tied = ((s >= last[:, -1:]).sum(1, dtype=torch.int32) > k).nonzero()[:, 0]
+    tied = (counted(s, last[:, -1:], torch.ge) > k).nonzero()[:, 0]
     if len(tied): columns[tied] = _first_of_ties(s[tied], last[tied, -1:], k)
     return _sorted(s.gather(1, columns), columns)
 
