@@ -97,7 +97,8 @@ def described(
     if images.suffix == '.safetensors': return features_of(images)
     table = cli.pick_rows(cli.read_data(images, **(read or {})), rows)
     descriptor, record = make_descriptor(source, device)
-    features = extract(descriptor, table, out=kept, force=kept.exists(), progress=cli.watched(),
+    facts = cli.origin(source['model'] and Path(source['model']), source['weights'])
+    features = extract(descriptor, table, out=kept, force=kept.exists(), facts=facts, progress=cli.watched(),
                        **{**cli.settings(record), **{k: v for k, v in (cut or {}).items() if v}}, **how)
     cli.say_skipped(features)
     return Features(features.arrays, features.table, {**features.record, 'source': source})

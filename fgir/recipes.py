@@ -486,7 +486,7 @@ def how_trained(record: Mapping) -> dict:  # a checkpoint's, or `learn.facts`
     "Recipe, seed and how the epoch was picked, for the record of features; {} for what was not trained by a recipe."
     if 'recipe' not in record: return {}
     valid = record.get('valid')
-    held_out = f'best epoch on {record.get("hold_out", "classes")} held out of training ({valid})'
+    held_out = f"best epoch on the split 'valid': the table's own, or {valid} of the training {record.get('hold_out', 'classes')}"
     picked = {'last': 'the last epoch', 'test': 'best epoch on the test images'}.get(valid, held_out)
     return dict(recipe=str(record['recipe']), seed=record.get('seed'), selection=picked)
 

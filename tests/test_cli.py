@@ -87,7 +87,8 @@ def test_the_whole_way(fish, tmp_path, capsys, monkeypatch):
     assert 'R@3' in out and '<html' in (tmp_path/'r.html').read_text()
     assert list(pd.read_csv(tmp_path/'r.csv').filter(like='R@')) == ['R@1', 'R@3']
     row, html = pd.read_csv(tmp_path/'r.csv').iloc[0], (tmp_path/'r.html').read_text()
-    assert row['selection'] == 'best epoch on classes held out of training (0.5)' and row['recipe'] == 'cgd'
+    says = "best epoch on the split 'valid': the table's own, or 0.5 of the training classes"
+    assert row['selection'] == says and row['recipe'] == 'cgd'
     assert row[['dataset', 'split', 'backbone', 'dtype']].tolist() == ['cub', 'zero-shot: test', 'resnet18', 'float32']
     assert 'This page asked 20 queries, the usual test set has 5924' in html and 'README of seed 002' in html
 
