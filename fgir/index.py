@@ -225,7 +225,7 @@ def find(
 ) -> pd.DataFrame:  # query, row, score, then the table's columns
     "The most similar images, with what the table says about them."
     mask = None if filter is None else chosen_rows(self.features.table, filter, ~self.gone)
-    k = k if mask is None else min(k, int(mask.sum()))
+    k = min(k, len(self) if mask is None else int(mask.sum()))
     scores, rows = self.nearest(query, k, mask)
     there = rows.ravel() >= 0
     found = pd.DataFrame(dict(query=np.repeat(np.arange(len(query)), k), row=rows.ravel(), score=scores.ravel()))[there]
@@ -246,8 +246,9 @@ def search(
     query = unit_rows(query)
     if query.shape[1] != self.store.dim:
         raise ValueError(f'query: {query.shape[1]} numbers, but {self.name!r} of the gallery has {self.store.dim}')
-    if not 1 <= k <= len(self): raise ValueError(f'k: expected 1 to {len(self)}, the images of the gallery, found {k}')
-    found = self.store.find(query, k, filter)
+    found = self.store.find(query, max(k, 1), filter)
+    if k < 1 or (len(found) < k*len(query) and k > len(self)):
+        raise ValueError(f'k: expected 1 to {len(self)}, the images of the gallery, found {k}')
     found['score'] = found['score'].clip(-1, 1)
     found.insert(1, 'rank', found.groupby('query').cumcount() + 1)
     return found

@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # %% ../nbs/02a_search.ipynb #a9a8cb3b
 BLOCK = 4096
@@ -206,11 +207,11 @@ def _first_of_ties(s: Tensor, last: Tensor, k: int) -> Tensor:
     room = k - (s > last).sum(1, keepdim=True)
     return ((s > last) | (equal & (equal.cumsum(1, dtype=torch.int32) <= room))).nonzero()[:, 1].view(-1, k)
 
-def _sorted(s: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    "Similarities and their columns, both (rows, k), the highest first, ties in order of columns."
+def _sorted(s: Tensor, columns: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+    "Similarities, their columns and what else belongs to them, all (rows, k), the highest first, ties in order of columns."
     columns, order = columns.sort(1)
     s, again = s.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return s, columns.gather(1, again)
+    return s, columns.gather(1, again), *(x.gather(1, order).gather(1, again) for x in more)
 
 def _best(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
     "The k highest of each row, ties in order of columns, as (similarities, columns)."
@@ -224,14 +225,16 @@ def top(
     pair: Pair,
     chunk: Chunk,
     k: int,  # at most the size of the gallery
-) -> tuple[Tensor, Tensor]:  # (n, k) float64 similarities and (n, k) gallery rows
-    "The best of a chunk, highest first, ties by gallery row; what is hidden comes last, at minus infinity."
+) -> tuple[Tensor, Tensor]:  # (n, k) similarities, off by the chunk's error at most, and (n, k) gallery rows
+    "The best of a chunk in their exact order, ties by gallery row; what is hidden comes last, at minus infinity."
     if not chunk.error: return _best(chunk.s, k)
     about, columns = chunk.s.topk(k + SPARE)
-    settled = exact_pairs(pair, chunk.rows, columns)
-    s, columns = _sorted(settled.masked_fill(about == -torch.inf, -torch.inf), columns)
-    s, columns = s[:, :k].contiguous(), columns[:, :k].contiguous()
-    again = (~(s[:, -1] > about[:, -1] + chunk.error)).nonzero()[:, 0]
+    s, near = about.double(), about[:, :-1] - about[:, 1:] <= 2*chunk.error
+    i, j = (pad(near, (0, 1)) | pad(near, (1, 0))).nonzero(as_tuple=True)
+    least = s - chunk.error
+    if len(i): s[i, j] = least[i, j] = exact_pairs(pair, chunk.rows[i], columns[i, j][:, None])[:, 0]
+    s, columns, least = (x[:, :k].contiguous() for x in _sorted(s, columns, least))
+    again = (~(least[:, -1] > about[:, -1] + chunk.error)).nonzero()[:, 0]
     for part in again.split(max(1, MEMORY // (8*len(pair.gallery)))):
         if len(part): s[part], columns[part] = _best(exact(pair, chunk.rows[part]), k)
     return s, columns
@@ -337,6 +340,7 @@ def neighbours(
         s, columns = top(pair, part, k)
         few = (s[:, -1] == -torch.inf).nonzero()[:, 0]
         if len(few): raise ValueError(f"query row {int(part.rows[few[0]])} may find fewer than k={k} images")
+        if part.error: s = exact_pairs(pair, part.rows, columns)
         found.append((_scores(pair, part.rows, s, columns).to(dtype), columns))
     found = tuple(torch.cat(part) for part in zip(*found, strict=True))
     return found if isinstance(query, Tensor) else tuple(part.numpy() for part in found)
