@@ -1,6 +1,6 @@
 """What the engines of a gallery cost: time to build, time of a query, memory, and what an approximate one misses.
 
-    python benchmarks/search.py [--kinds flat hnsw ivfpq milvus] [--sizes 6000 60000 1000000] [--dim 512] [--csv costs.csv]
+    python benchmarks/search.py [--kinds flat hnsw ivfpq:look=128 milvus] [--sizes 6000 60000 1000000] [--dim 512] [--csv costs.csv]
 
 Random unit vectors in classes of 20 around their own directions. Every figure comes from a process of its own: seconds to
 build, milliseconds of a query alone (median of 50) and in a batch of 500, memory held beside the features, bytes of the
@@ -24,6 +24,7 @@ import pandas as pd
 
 from fgir.data import make_table
 from fgir.features import Features
+from fgir.gallery import parse_engine
 from fgir.index import Index
 from fgir.search import neighbours
 
@@ -65,7 +66,9 @@ def measure(kind: str, n: int, dim: int, database: str | None) -> dict:
         alone = statistics.median(timed(lambda i=i: neighbours(q[i:i + 1], features['x'], K))[1] for i in range(5))
         return dict(build=0, alone=1000*alone, batch=1000*timed(exactly)[1]/QUERIES, held=peak() - before, file=0, found=1)
     if kind == 'milvus': index, build = timed(lambda: Index.connect(database, features, kind='flat', collection=f'n{n}'))
-    else: index, build = timed(lambda: Index.build(features, kind=kind))
+    else:
+        kind, _, words = kind.partition(':')
+        index, build = timed(lambda: Index.build(features, kind=kind, **parse_engine(words.split(',') if words else [])))
     held, (_, rows) = peak() - before, exactly()
     alone = statistics.median(timed(lambda i=i: index.search(q[i], K))[1] for i in range(50))
     found, batch = timed(lambda: index.search(q, K))
@@ -86,7 +89,7 @@ def main():
     p.add_argument('--one', action='store_true')
     args = p.parse_args()
     if args.one: return print(json.dumps(measure(args.kinds[0], args.sizes[0], args.dim, args.database)))
-    print(f'{"N":>8}  {"kind":12}{"build s":>9}{"query ms":>10}{"batch ms":>10}{"memory MiB":>12}{"file MiB":>10}{"found":>7}')
+    print(f'{"N":>8}  {"kind":15}{"build s":>9}{"query ms":>10}{"batch ms":>10}{"memory MiB":>12}{"file MiB":>10}{"found":>7}')
     rows = []
     for n, kind in product(args.sizes, args.kinds):
         if n > LIMIT.get(kind, n): continue
@@ -97,7 +100,7 @@ def main():
         if out.returncode: raise SystemExit(out.stderr)
         m = json.loads(out.stdout.splitlines()[-1])
         rows.append(dict(n=n, kind=kind, dim=args.dim, **m))
-        print(f'{n:8}  {kind:12}{m["build"]:9.1f}{m["alone"]:10.2f}{m["batch"]:10.2f}{m["held"]/2**20:12.0f}{m["file"]/2**20:10.0f}'
+        print(f'{n:8}  {kind:15}{m["build"]:9.1f}{m["alone"]:10.2f}{m["batch"]:10.2f}{m["held"]/2**20:12.0f}{m["file"]/2**20:10.0f}'
               f'{m["found"]:7.3f}', flush=True)
         if args.csv: pd.DataFrame(rows).round(4).to_csv(args.csv, index=False)
 

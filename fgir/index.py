@@ -45,7 +45,7 @@ def unit_rows(
     return (x/length).astype(np.float32)
 
 # %% ../nbs/07_index.ipynb #46c088dc
-KINDS = dict(flat={}, hnsw=dict(links=32, build=200, look=128), ivfpq=dict(cells=None, bytes=64, look=32))
+KINDS = dict(flat={}, hnsw=dict(links=32, build=200, look=128), ivfpq=dict(cells=None, bytes=64, look=None))
 BLOCK = 2**16  # rows at a time
 
 def complete_settings(kind: str, settings: Mapping) -> dict:
@@ -131,7 +131,7 @@ def _parameters(store: FaissStore, mask: np.ndarray | None, k: int) -> faiss.Sea
     chosen = None if mask is None else faiss.IDSelectorBitmap(np.packbits(mask, bitorder='little'))
     if store.kind == 'flat': return faiss.SearchParameters(sel=chosen)
     if store.kind == 'hnsw': return faiss.SearchParametersHNSW(sel=chosen, efSearch=max(store.settings['look'], k))
-    return faiss.SearchParametersIVF(sel=chosen, nprobe=store.settings['look'])
+    return faiss.SearchParametersIVF(sel=chosen, nprobe=store.settings['look'] or max(32, store.engine.nlist//8))
 
 # %% ../nbs/07_index.ipynb #f64df852
 def _sorted(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
