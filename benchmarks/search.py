@@ -5,8 +5,8 @@
 Random unit vectors in classes of 20 around their own directions. Every figure comes from a process of its own: seconds to
 build, milliseconds of a query alone (median of 50) and in a batch of 500, memory held beside the features, bytes of the
 gallery's file, and the share of the ten nearest, by exact search, that were found. `fgir.search` is the exact search of
-the metrics, which needs no engine; `milvus` is Milvus Lite, flat. HNSW, which takes hours to build from a million rows on
-two cores, and Milvus Lite are left out above 200,000 rows.
+the metrics, which needs no engine; `milvus` is Milvus Lite, flat. HNSW, slow to build on few cores, and Milvus Lite, which
+is made for small galleries, are left out above 200,000 rows.
 """
 import argparse
 import json
