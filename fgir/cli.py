@@ -790,6 +790,7 @@ def extract(
     if seed_json and not descriptor: raise ValueError('--seed-json: give --descriptor too')
     if seed_json and rows != 'test': raise ValueError('--seed-json: the files of seed 001 hold test images only')
     if seed_json and (shard or processes > 1): raise ValueError('--seed-json: describe in one process')
+    if shard and processes > 1: raise ValueError('--shard: a share that is named is described by one process')
     from fgir.cfga import seed_file, write_seed_json
     from fgir.features import Features
     from fgir.shards import extract_all

@@ -33,7 +33,7 @@ def published(
     table = table.assign(**table[measures]/100, **table[['dim', 'n_queries', 'size']].astype('Int64'))
     table = table.sort_values(['R@1', 'accuracy'], ascending=False, kind='stable')
     if best: table = table[table['R@1'].notna()].drop_duplicates(['dataset', *KIND])
-    return table.dropna(axis=1, how='all').reset_index(drop=True)
+    return (table.dropna(axis=1, how='all') if len(table) else table).reset_index(drop=True)
 
 # %% ../nbs/09a_published.ipynb #d12b2ae1
 def known_numbers(

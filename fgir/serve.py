@@ -308,6 +308,7 @@ def serve(
     named = dict(model=model, backbone=backbone, weights=weights, pool=pool, descriptor=descriptor)
     with own_folder():
         load_gradio()
+        import_module('matplotlib').use('Agg')
         opened = shell.open_gallery(gallery)
         folders = served_folders(opened, folder)
         page = search_page(opened, shell.make_descriptor(shell.source_of(opened.record, **named), device)[0], folders)

@@ -189,6 +189,20 @@ def test_a_process_in_which_faiss_was_patched_for_torch():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('left', [100, 0])
+def test_a_gallery_that_lost_most_of_its_images_is_kept(tmp_path, kind, left):
+    "Even where too few are left for IVF-PQ to learn from."
+    features, rng = many(350), np.random.default_rng(0)
+    index = Index.build(features, kind=kind, **SMALL[kind])
+    gone = rng.permutation(350)[left:]
+    index.remove(features.table['path'].iloc[gone].tolist())
+    index.save(tmp_path/'g.safetensors')
+    again = Index.load(tmp_path/'g.safetensors')
+    assert len(again) == left
+    if left: assert not set(again.search(features['x'][gone[:20]], 5)['path']) & set(features.table['path'].iloc[gone])
+
+
 @pytest.mark.parametrize('kind', [*KINDS, 'milvus'])
 def test_filters_keep_what_they_say(tmp_path, kind, monkeypatch):
     features = many()

@@ -1,4 +1,6 @@
 "Search and metrics: oracles by property tests, exact ties, golden values, precision, memory, other libraries, bad input."
+import subprocess
+import sys
 from contextlib import contextmanager
 from fractions import Fraction
 
@@ -452,3 +454,19 @@ EYE = np.eye(3)
 ])
 def test_one_clear_error(call, words):
     with pytest.raises(ValueError, match=words): call()
+
+
+@pytest.mark.parametrize("where", ["cuda.matmul", "mkldnn.matmul"])
+def test_precision_in_the_new_words_of_torch(where):
+    "Wherever a user has allowed less than float32, the search is as exact as before."
+    code = f"""
+import torch
+from fgir.search import neighbours
+x = torch.randn(6000, 64)
+before = neighbours(x[:50], x, k=3)
+torch.backends.{where}.fp32_precision = "tf32"
+after = neighbours(x[:50], x, k=3)
+assert torch.equal(before[1], after[1])
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -59,7 +59,7 @@ def test_no_two_pictures_alike(tmp_path):
 
 def test_layout(tmp_path):
     table = synth_dataset(tmp_path, **SMALL)
-    assert table.attrs == {'root': str(tmp_path), 'dataset': 'synth'}
+    assert table.attrs == {'root': str(tmp_path), 'dataset': 'synth', 'split': 'zero-shot'}
     assert table['split'].tolist() == ['train']*6 + ['test']*6
     assert table['label'].tolist() == [0]*3 + [1]*3 + [2]*3 + [3]*3
     names = ['.'.join([f'{k:03}', '_'.join(c.values())]) for k, c in enumerate(synth_classes(4), 1)]
