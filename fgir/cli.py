@@ -10,15 +10,15 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'Batch', 'Ranks', 'Box', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'Net', 'Scratch', 'Recalls',
            'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set',
            'AnyRecalls', 'AnyPrecision', 'AnySeed', 'Log', 'Processes', 'GDConfig', 'Dim', 'Smoothing', 'Temperature',
-           'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'Share', 'Describers', 'RecipeGroup', 'about',
-           'one_line', 'main', 'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable',
-           'refuse_existing', 'watched', 'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices',
-           'read_data', 'pick_device', 'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor',
-           'pick_rows', 'origin', 'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run',
-           'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_start', 'check_test_rows',
-           'logger_of', 'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score',
-           'recipe', 'cgd', 'fgic', 'classify', 'say_skipped', 'extract', 'name_files', 'print_rerank', 'evaluate',
-           'pick_array', 'show_answer', 'search']
+           'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'Share', 'RecipeGroup', 'about', 'one_line', 'main',
+           'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable', 'refuse_existing', 'watched',
+           'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices', 'read_data', 'pick_device',
+           'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor', 'pick_rows', 'origin',
+           'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads', 'save_demo',
+           'demo', 'prepare', 'recipes', 'parse_settings', 'check_start', 'check_test_rows', 'logger_of',
+           'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'recipe', 'cgd',
+           'fgic', 'classify', 'say_skipped', 'extract', 'name_files', 'print_rerank', 'evaluate', 'pick_array',
+           'show_answer', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -570,7 +570,7 @@ AnyPrecision = option(str | None, 'float32, bf16 or fp16, where that is safe.', 
                       default="the recipe's")
 AnySeed = option(int | None, 'Of everything random.', '--seed', min=0, metavar='N', default="the recipe's")
 Log = option(str | None, 'Also log to tensorboard or wandb.', metavar='NAME', default='none')
-Processes = option(int, 'Train in so many processes, one a GPU, or on the CPU.', min=1, metavar='N')
+Processes = option(int, 'Work in so many processes, one a GPU, or on the CPU.', min=1, metavar='N')
 
 # %% ../nbs/10_cli.ipynb #713b76bf
 def check_start(from_scratch: bool, weights: str | None):
@@ -766,7 +766,6 @@ SeedJSON = option(Path | None, 'Also write the arrays as the JSON files of seed 
                   default='none')
 Rows = option(str, 'Rows to describe: test (also query and gallery), train, valid, … or all.', metavar='NAME')
 Share = option(str | None, 'Describe one share, counted from 0: 3/8 is the fourth of eight.', metavar='I/N', default='by rank')
-Describers = option(int, 'Describe in so many processes, one a GPU, or on the CPU.', '--processes', min=1, metavar='N')
 
 def say_skipped(features: 'Features', lines: int = 10):
     "Say which images are not among the features because they could not be read."
@@ -781,7 +780,7 @@ def extract(
     ctx: typer.Context, root: Root, out: Output, model: Model = None, backbone: Backbone = None, weights: Weights = None,
     pool: Pool = None, descriptor: Descriptor = None, data: Data = 'auto', split: Split = None, level: Level = None,
     rows: Rows = 'test', crop: Crop = False, size: Size = None, tfms: Transform = None, batch_size: Batch = None,
-    workers: Workers = None, processes: Describers = 1, shard: Share = None, device: Device = None,
+    workers: Workers = None, processes: Processes = 1, shard: Share = None, device: Device = None,
     seed_json: SeedJSON = None, skip_bad: SkipBad = False, force: Force = False,
 ):
     "Describe images by a trained model or by a backbone. A run that was interrupted goes on where it stopped."

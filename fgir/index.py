@@ -6,9 +6,9 @@ Docs: https://fgir.github.io/fgir/index.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'BLOCK', 'TAUGHT', 'FEW', 'SAME', 'VERSION', 'NO_SUM', 'GALLERIES', 'FIELDS', 'ENGINES', 'unit_rows',
-           'complete_settings', 'empty_engine', 'train_engine', 'FaissStore', 'faiss_store', 'refuse_twice', 'Index',
-           'wanted_values', 'chosen_rows', 'photo_table', 'show_search', 'fitted', 'checksum', 'seal', 'load_store',
-           'features_of', 'milvus_client', 'milvus_filter', 'MilvusStore', 'new_milvus_store', 'facts_in']
+           'complete_settings', 'empty_engine', 'train_engine', 'FaissStore', 'faiss_store', 'Index', 'wanted_values',
+           'chosen_rows', 'photo_table', 'show_search', 'fitted', 'checksum', 'seal', 'load_store', 'features_of',
+           'milvus_client', 'milvus_filter', 'MilvusStore', 'new_milvus_store', 'facts_in']
 
 # %% ../nbs/07_index.ipynb #b3196c99
 import json
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .data import BOX, image_path, load_image, make_table, write_atomic
-from .features import Features, _create, _header, _map, extract, show_neighbours
+from .features import Features, _create, _header, _map, extract, refuse_twice, show_neighbours
 from .loaders import TRANSFORMS
 
 # %% ../nbs/07_index.ipynb #b94e330a
@@ -168,11 +168,6 @@ def nearest(
     return _sorted(scores, rows, k)
 
 # %% ../nbs/07_index.ipynb #e5893d23
-def refuse_twice(table: pd.DataFrame):
-    "Raise ValueError naming an image that a table has more than once."
-    twice = table['path'][table['path'].duplicated()]
-    if len(twice): raise ValueError(f'features: {twice.iloc[0]} is there twice')
-
 class Index:
     "A searchable gallery."
 

@@ -30,6 +30,7 @@ from fgir.features import (
     batch_size,
     batches_of,
     extract,
+    refuse_twice,
     write_rows,
 )
 from .loaders import TRANSFORMS, TableImages, get_transforms, own_share
@@ -127,8 +128,8 @@ def extract_shard(
     **kwargs,  # more of `extract`
 ) -> Features | None:  # of all images, or None as long as other shares are missing
     "Describe one share of a table; whoever finds all shares there makes one file of them. No image may be there twice."
-    out, shard, twice = Path(out), shard or own_share(), table['path'].duplicated()
-    if twice.any(): raise ValueError(f"table: {table['path'][twice].iloc[0]} is there twice")
+    out, shard = Path(out), shard or own_share()
+    refuse_twice(table, 'table')
     device = torch.device(device) if device else _device(descriptor)
     cut = dict(size=size, tfms=tfms, bs=bs or batch_size(device, size, tfms), crop=crop)
     if out.exists() and not force: raise FileExistsError(f'{out} exists; force=True overwrites it')

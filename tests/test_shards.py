@@ -1,5 +1,4 @@
 "Shares of a table, described by several processes, killed, resumed, spoiled: together they are what one process makes."
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from processes import ENV, TORCHRUN
 
 import fgir.shards
 from fgir import cli
@@ -19,17 +19,7 @@ from fgir.shards import extract_shard, shard_file
 from fgir.synth import synth_dataset
 
 HOW = dict(size=48, bs=4, num_workers=0, progress=False)
-ENV = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
-TORCHRUN = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone']
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Sums in the same order in every process."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')
@@ -69,8 +59,7 @@ assert sorted(ends) == [False, True], ends
 distributed.destroy_process_group()
 '''
     (tmp_path/'script.py').write_text(script)
-    env = ENV | {'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), ENV['PYTHONPATH']])}
-    done = subprocess.run([*TORCHRUN, str(tmp_path/'script.py')], env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*TORCHRUN, str(tmp_path/'script.py')], env=ENV, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert names(tmp_path/'out') == ['two.safetensors']
     one, two = extract(network(weights), fish, **HOW), Features.load(tmp_path/'out'/'two.safetensors')

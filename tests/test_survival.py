@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from fastai.callback.core import Callback
+from processes import ENV, TORCHRUN
 
 from fgir import backbones, loaders
 from fgir.backbones import create_backbone, read_record, read_tensors
@@ -26,6 +27,7 @@ from fgir.synth import synth_dataset
 
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8, epochs=4, valid=.5, lr=1e-3, warm_up=0,
              drop_last=True)
+pytestmark = pytest.mark.usefixtures('one_thread')
 FORK = multiprocessing.get_context('forkserver')
 FORK.set_forkserver_preload(['fgir.recipes'])
 
@@ -42,15 +44,6 @@ def interruptible():
 def table(tmp_path_factory):
     root = tmp_path_factory.mktemp('synth')/'set'
     return synth_dataset(root, n_classes=16, n_per_class=8, size=48, progress=False)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    "Sums in the same order in every process."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(table, out, recipe='pp_proxy_anchor', num_workers=0, cbs=None, **changes):
@@ -378,11 +371,8 @@ def test_two_processes_train_as_one(table, weights, tmp_path):
     one, two = tmp_path/'one', tmp_path/'two'
     two.mkdir()
     (two/'script.py').write_text(SCRIPT)
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '',
-           'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
-    command = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone',
-               str(two/'script.py'), table.attrs['root'], str(two), weights]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    command = [*TORCHRUN, str(two/'script.py'), table.attrs['root'], str(two), weights]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     wrong = []
     for name in SPREAD:
