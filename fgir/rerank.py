@@ -27,18 +27,17 @@ from .metrics import score_lists
 from .search import neighbours
 
 # %% ../nbs/07a_rerank.ipynb #e36261ca
+def _unit(x: np.ndarray) -> np.ndarray: return F.normalize(torch.as_tensor(np.ascontiguousarray(x)).double()).numpy()
+
 @dataclass
 class Projection:
-    "A linear map of vectors (N, D) to (N, d): off with the `mean` (D,), times the `matrix` (D, d), to length one."
+    "Vectors (N, D) taken at length one, off with the `mean` (D,), times the `matrix` (D, d), to length one again."
     mean: np.ndarray
     matrix: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         if x.shape[1] != len(self.mean): raise ValueError(f'a projection of {len(self.mean)} numbers, found {x.shape[1]}')
-        y = (x - self.mean) @ self.matrix
-        return (y/np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12)).astype(np.float32)
-
-def _unit(x: np.ndarray) -> np.ndarray: return F.normalize(torch.as_tensor(np.ascontiguousarray(x)).double()).numpy()
+        return _unit((_unit(x) - self.mean) @ self.matrix).astype(np.float32)
 
 # %% ../nbs/07a_rerank.ipynb #7601af83
 def fit_pca(
