@@ -383,6 +383,12 @@ def _is_file(weights: str | Path | WeightsEnum | None) -> bool:
     if isinstance(weights, str): return _is_address(weights) or weights.endswith(suffixes) or Path(weights).is_file()
     return isinstance(weights, Path)
 
+def _origin(name: str, weights: str | Path | WeightsEnum | None) -> str:
+    "Where published or given weights come from, in words for a record."
+    if _is_file(weights): return f'{weights}' if _is_address(weights) else f'file {Path(weights).name}'
+    if name not in BACKBONES: return f'timm {name}'
+    return f'torchvision {weights or BACKBONES[name]["weights"]}'
+
 def _listed_source(name: str, weights: str | WeightsEnum | None) -> str:
     "Address of the published weights of a network of the table."
     if isinstance(weights, WeightsEnum): return weights.url
@@ -395,11 +401,11 @@ def _listed_source(name: str, weights: str | WeightsEnum | None) -> str:
 # %% ../nbs/01_backbones.ipynb #05b53f53
 def create_backbone(
     name: str, # a key of `BACKBONES`, or any name of timm's, with or without tag: 'vit_small_patch16_224.dino'
-    pretrained: bool = True, # take ImageNet weights; False: random ones, unless `weights` is given
+    pretrained: bool = True, # take its published weights; False: random ones, unless `weights` is given
     weights: str | Path | WeightsEnum | None = None, # file or address, torchvision's enum or its name, timm's tag
     last_strides: tuple[int, int] | None = None, # of layer3 and layer4, ResNets only; default (2, 2), CGD (1, 2)
 ) -> nn.Module: # maps (B,3,H,W), normalized with its `mean` and `std`, to (B,n_features,H/stride,W/stride)
-    "Create the feature network `name`; it carries `name`, `n_features`, `stride`, `mean`, `std` and `config`."
+    "Create the feature network `name`; it carries `name`, `n_features`, `stride`, `mean`, `std`, `config`, `pretraining`."
     is_file, listed = _is_file(weights), name in BACKBONES
     published = not is_file and (pretrained or weights is not None)
     if last_strides and BACKBONES.get(name, {}).get('run') != 'in_a_row':
@@ -408,6 +414,8 @@ def create_backbone(
     else: net = _build_timm(f'{name}.{weights}' if published and weights else name, published)
     source = weights if is_file else _listed_source(name, weights) if listed and published else None
     if source is not None: load_weights(net, read_weights(source), str(source))
+    given = is_file or published
+    net.pretraining = _origin(name if listed else net.name, weights) if given else 'none: random weights'
     return net
 
 # %% ../nbs/01_backbones.ipynb #cd8c1b83
@@ -531,7 +539,8 @@ def save_model(
     "Save `model` as .safetensors with its record inside, and a readable copy of that beside it, replacing what is there."
     path, extra = _model_path(path), extra_tensors or {}
     public_name = getattr(model, 'class_path', f'{type(model).__module__}.{type(model).__qualname__}')
-    record = {**record, 'class': public_name, 'config': getattr(model, 'config', None)}
+    origin = getattr(getattr(model, 'backbone', None), 'pretraining', 'not recorded')
+    record = {'pretraining': origin, **record, 'class': public_name, 'config': getattr(model, 'config', None)}
     if loadable: _class_of(record, path)
     if any('/' not in name for name in extra): raise ValueError("extra_tensors: give every name a '/', as in train/x")
     text = json.dumps(record, indent=1)
@@ -586,6 +595,7 @@ def load_model(path: str | Path, device: str | torch.device = 'cpu') -> nn.Modul
     try: model.load_state_dict({k: v for k, v in tensors.items() if '/' not in k})
     except RuntimeError as e:
         raise ValueError(f"{path}: tensors do not fit the record: {' '.join(str(e).split())[:200]}") from e
+    model.backbone.pretraining = str(record.get('pretraining', 'not recorded'))
     return model.to(device).eval()
 
 # %% ../nbs/01_backbones.ipynb #879ed4a3

@@ -141,7 +141,7 @@ Model = option(Path | None, 'Model: a file (.safetensors) of `fgir train` or `sa
 Backbone = option(str | None, 'Describe with the pooled map of this network instead: resnet50, bvlc_googlenet, any '
                   'name of timm, …', metavar='NAME', default='none')
 Weights = option(str | None, "Backbone's weights: a file, an address or a tag.", metavar='FILE',
-                 default='its ImageNet weights, downloaded')
+                 default='its published weights, downloaded')
 Pool = option(str | None, 'Poolings of the map: S (mean), M (maximum), G (generalized mean), avg+max; several with '
               'commas.', metavar='LETTERS', default='S')
 Descriptor = option(str | None, 'What to describe by: cfga (all that seed 001 saves), or with commas: cfga+, layers, '
@@ -346,13 +346,13 @@ def pick_rows(
 # %% ../nbs/10_cli.ipynb #e952e569
 def origin(
     model: Path | None = None,
-    weights: str | None = None,  # of a backbone; default its ImageNet weights
+    weights: str | None = None,  # of a backbone; default its published weights
 ) -> dict:  # {} where nobody wrote it down
     "How what describes was trained and picked, for the record of features."
     from fgir.recipes import how_trained
 
     if model: return how_trained(record_of(model))
-    return {} if weights else dict(selection='none: the ImageNet weights of the backbone')
+    return {} if weights else dict(selection='none: published weights as they are')
 
 def settings(
     record: dict,  # of a model or of features
@@ -364,9 +364,12 @@ def settings(
 # %% ../nbs/10_cli.ipynb #c2a906ca
 def print_recall(results: 'pd.DataFrame'):  # from `evaluate`
     "Print model, descriptor and Recall@K in percent, one row a line."
+    from fgir.evaluation import caveats
+
     recalls = [c for c in results if c.startswith('R@')]
     percent = (results.set_index(['model', 'descriptor'])[recalls]*100).reset_index()
     print(percent.to_string(index=False, float_format='%.1f'))
+    for said in caveats(results): print(said)
 
 # %% ../nbs/10_cli.ipynb #4b2cb54f
 DEMO = dict(

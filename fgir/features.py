@@ -6,8 +6,8 @@ Docs: https://fgir.github.io/fgir/features.html.md"""
 
 # %% auto #0
 __all__ = ['FORMAT', 'ORIENTATION', 'Features', 'evaluating', 'by_size', 'batches_of', 'refuse_twice', 'write_rows',
-           'NoneReadable', 'batch_size', 'extract', 'ColorHistogram', 'sides', 'query_and_gallery', 'evaluate_recall',
-           'show_neighbours', 'save_retrieval_pictures']
+           'NoneReadable', 'photographs_of', 'batch_size', 'extract', 'ColorHistogram', 'sides', 'query_and_gallery',
+           'evaluate_recall', 'show_neighbours', 'save_retrieval_pictures']
 
 # %% ../nbs/03a_features.ipynb #6e2bd0bc
 import hashlib
@@ -391,6 +391,25 @@ def finish(self: _Store) -> Features:
     for left in (self.part, self.marks): left.unlink(missing_ok=True)
     return Features.load(self.out)
 
+# %% ../nbs/03a_features.ipynb #c0ffee02
+def _spans(table: pd.DataFrame, i: int) -> bool:
+    "Whether the box of a row reaches all four sides of its file, but for two pixels."
+    with Image.open(image_path(table, i)) as img: w, h = img.size
+    x1, y1, x2, y2 = table[BOX].iloc[i]
+    turned = (x2 - x1 > y2 - y1) != (w > h)
+    return max(x1, y1, *np.abs(np.subtract((x2, y2), (h, w) if turned else (w, h)))) <= 2
+
+def photographs_of(
+    table: pd.DataFrame,
+    crop: bool,  # cut to the boxes
+) -> str:
+    "What a table's images show: whole photographs, boxes, or crops in the files already; 'not recorded' without boxes."
+    if BOX[0] not in table: return "not recorded: no boxes"
+    some = np.linspace(0, len(table) - 1, min(len(table), 32)).round().astype(int)
+    try: already = all(_spans(table, i) for i in some)
+    except OSError: return "not recorded: files that cannot be read"
+    return "crops already: boxes span the files" if already else "cut to the boxes" if crop else "whole"
+
 # %% ../nbs/03a_features.ipynb #774eb5d7
 def _fingerprint(descriptor: Callable) -> str | None:
     "A short name for the weights of a module, the same for the same numbers; 'none' for a module without any."
@@ -402,12 +421,21 @@ def _fingerprint(descriptor: Callable) -> str | None:
         digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
+def _pretraining(descriptor: Callable) -> str:
+    "Where the weights of a descriptor's backbone come from; 'not recorded' where nobody wrote it down."
+    parts = descriptor.modules() if isinstance(descriptor, nn.Module) else ()
+    return next((m.pretraining for m in parts if hasattr(m, "pretraining")), "not recorded")
+
 def _record(descriptor: Callable, table: pd.DataFrame, **made: object) -> dict:
     "How features are made, in JSON's types."
     cls = descriptor if isinstance(descriptor, type(_record)) else type(descriptor)
-    return dict(model=f"{cls.__module__}.{cls.__qualname__}", config=getattr(descriptor, "config", None),
-                weights=_fingerprint(descriptor), dataset=table.attrs.get("dataset"), **made, fgir=__version__,
-                torch=torch.__version__, date=datetime.now().astimezone().isoformat(timespec="seconds"))
+    return dict(model=f"{cls.__module__}.{cls.__qualname__}",
+                config=getattr(descriptor, "config", None),
+                weights=_fingerprint(descriptor), pretraining=_pretraining(descriptor),
+                dataset=table.attrs.get("dataset"),
+                photographs=photographs_of(table, bool(made.get("crop"))), **made,
+                fgir=__version__, torch=torch.__version__,
+                date=datetime.now().astimezone().isoformat(timespec="seconds"))
 
 def _loader_record(dl: RetrievalDL) -> dict:
     "The transform and crop of a loader; ValueError unless it goes through its rows in order."

@@ -30,6 +30,7 @@ from fgir.features import (
     batch_size,
     batches_of,
     extract,
+    photographs_of,
     refuse_twice,
     write_rows,
 )
@@ -133,7 +134,8 @@ def extract_shard(
     device = torch.device(device) if device else _device(descriptor)
     cut = dict(size=size, tfms=tfms, bs=bs or batch_size(device, size, tfms), crop=crop)
     if out.exists() and not force: raise FileExistsError(f'{out} exists; force=True overwrites it')
-    kwargs['facts'] = {**(kwargs.get('facts') or {}), BATCH: cut['bs']}
+    whole = dict(photographs=photographs_of(table, crop))
+    kwargs['facts'] = {**whole, **(kwargs.get('facts') or {}), BATCH: cut['bs']}
     facts = _record(descriptor, table, tfms=tfms, size=size or TRANSFORMS[tfms]['size'], crop=crop, autocast=_precision(device),
                     dtype=kwargs.get('dtype', 'float32'), note=kwargs.get('note', '')) | kwargs['facts']
     check_shards(out, shard, {k: v for k, v in facts.items() if k not in ('fgir', 'torch', 'date')})

@@ -116,7 +116,7 @@ def test_backbone(fish, tmp_path, capsys, monkeypatch):
     assert run(capsys, *words)[0] == 0
     features = Features.load('x.st')
     assert features.names == ['S', 'avg+max'] and set(features.table['split']) == {'train'} and features.record['crop']
-    assert 'selection' not in features.record and cli.origin() == dict(selection='none: the ImageNet weights of the backbone')
+    assert 'selection' not in features.record and cli.origin() == dict(selection='none: published weights as they are')
     photo = f"{fish.attrs['root']}/{fish['path'][0]}"
     search = ['search', photo, '--features', 'x.st', *net, '--pool', 'S,avg+max']
     refused(capsys, *search, says='--array: name one of S, avg+max')

@@ -1,5 +1,6 @@
 "Evaluation: numbers that equal the metrics, and a page that is safe, whole and alone."
 import base64
+import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -10,16 +11,20 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
-from fgir.backbones import Pooled, create_backbone
+from fgir.backbones import Pooled, RetrievalNet, _origin, create_backbone, load_model, save_model
 from fgir.data import image_path
 from fgir.evaluation import (
+    as_published,
     best_and_worst,
+    caveats,
     class_recall,
     compare,
     content_key,
     describe_all,
+    differs_in,
     evaluate,
     is_measure,
     judge,
@@ -29,10 +34,10 @@ from fgir.evaluation import (
     table_html,
     training_charts,
 )
-from fgir.features import ColorHistogram, Features, extract
+from fgir.features import ColorHistogram, Features, extract, photographs_of
 from fgir.metrics import confidence, first_hit_rank, recall_at_k, score_queries
 from fgir.recipes import describe_test, learner_from_recipe
-from fgir.rerank import Views
+from fgir.rerank import Views, fit_pca
 from fgir.synth import synth_dataset
 
 VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}
@@ -122,8 +127,8 @@ def test_every_row_carries_its_protocol(features):
     assert {'network', 'size', 'crop', 'note'} <= set(differs) and 'ties' in same and not set(differs) & set(same)
 
 
-WHOLE = ['dataset', 'split', 'n_classes', 'crop', 'tfms', 'size', 'descriptor', 'dim', 'network', 'backbone', 'settings', 'weights',
-         'dtype', 'selection', 'metric', 'ties', 'fgir', 'torch']
+WHOLE = ['dataset', 'split', 'n_classes', 'photographs', 'crop', 'tfms', 'size', 'descriptor', 'made', 'dim', 'network',
+         'backbone', 'settings', 'weights', 'pretraining', 'dtype', 'precision', 'selection', 'metric', 'ties', 'fgir', 'torch']
 
 
 def test_nothing_of_the_protocol_is_missing_and_what_is_unknown_is_said(fish):
@@ -142,6 +147,76 @@ def test_nothing_of_the_protocol_is_missing_and_what_is_unknown_is_said(fish):
     assert set(facts['split']) == {'zero-shot: test'} and set(facts['n_classes']) == {3} and set(facts['dataset']) == {'synth'}
     said = extract(net, test, facts=dict(selection='the last epoch'), **how)
     assert evaluate(said)['selection'].tolist() == ['the last epoch']
+
+
+def boxed(fish, **box):
+    return fish[fish['split'] == 'test'].assign(**box).reset_index(drop=True)
+
+
+@pytest.mark.parametrize('box, crop, says', [
+    (dict(x1=4., y1=4., x2=20., y2=20.), False, 'whole'),
+    (dict(x1=4., y1=4., x2=20., y2=20.), True, 'cut to the boxes'),
+    (dict(x1=0., y1=0., x2=48., y2=48.), False, 'crops already: boxes span the files'),
+    (dict(x1=1., y1=1., x2=48., y2=48.), True, 'crops already: boxes span the files')])
+def test_crops_made_before_are_not_called_whole(fish, box, crop, says):
+    test = boxed(fish, **box)
+    described = extract(ColorHistogram(4), test, size=32, crop=crop, num_workers=0, progress=False)
+    assert evaluate(described)['photographs'].tolist() == [says]
+    assert len(caveats(evaluate(described))) == says.startswith('crops already')
+
+
+def test_without_boxes_nobody_knows_what_was_cut(fish):
+    test = boxed(fish).drop(columns=['x1', 'y1', 'x2', 'y2'])
+    assert photographs_of(test, False) == 'not recorded: no boxes'
+    lost = boxed(fish).assign(path='nowhere.jpg')
+    assert photographs_of(lost, True) == 'not recorded: files that cannot be read'
+
+
+def test_weights_say_where_they_come_from(fish, tmp_path):
+    random = create_backbone('squeezenet1_1', pretrained=False)
+    save_file(random.state_dict(), tmp_path/'squeeze.safetensors')
+    given = create_backbone('squeezenet1_1', weights=tmp_path/'squeeze.safetensors')
+    net = RetrievalNet(given, dim=8)
+    save_model(net, tmp_path/'net')
+    again = load_model(tmp_path/'net')
+    older = json.loads((tmp_path/'net.json').read_text())
+    test, how = boxed(fish), dict(size=64, num_workers=0, progress=False)
+    for model, says in [(Pooled(random), 'none: random weights'), (Pooled(given), 'file squeeze.safetensors'),
+                        (net, 'file squeeze.safetensors'), (again, 'file squeeze.safetensors'),
+                        (Views(again), 'file squeeze.safetensors'), (lambda x: x.mean((2, 3)), 'not recorded')]:
+        assert set(evaluate(extract(model, test, **how))['pretraining']) == {says}
+    assert older['pretraining'] == 'file squeeze.safetensors'
+    assert (_origin('resnet50', None), _origin('vit_tiny.tag', None)) == ('torchvision IMAGENET1K_V1', 'timm vit_tiny.tag')
+
+
+def test_projections_and_precision_are_in_the_table(fish):
+    test = boxed(fish)
+    plain = extract(ColorHistogram(4), test, size=32, num_workers=0, progress=False)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        low = extract(ColorHistogram(4), test, size=32, num_workers=0, progress=False)
+    short = plain.project('color', fit_pca(plain['color'], 3), 'short', 'pca 3')
+    results = evaluate({'plain': short, 'low': low})
+    assert results['made'].tolist() == ['as described', 'pca 3 of color', 'as described']
+    assert results['precision'].tolist() == ['float32', 'float32', 'torch.bfloat16']
+
+
+def test_training_images_among_the_others_are_said(fish, tmp_path):
+    mixed = evaluate({'all': extract(ColorHistogram(4), fish, size=32, num_workers=0, progress=False),
+                      'test': extract(ColorHistogram(4), boxed(fish), size=32, num_workers=0, progress=False)})
+    assert caveats(mixed) == ['all: training images are among those that are searched']
+    assert 'training images are among' in report(mixed, tmp_path/'r.html', 'x').read_text()
+    assert caveats(mixed[['model', 'descriptor']]) == []
+
+
+@pytest.mark.parametrize('own, row, says', [
+    (dict(photographs='whole'), {}, 'nothing'), (dict(photographs='cut to the boxes'), {}, 'crop'),
+    (dict(photographs='crops already: x'), {}, 'crop'), (dict(photographs='not recorded: no boxes'), {}, 'crop?'),
+    (dict(size=160), {}, 'size'), (dict(selection='the last epoch'), {}, 'selection'), (dict(n_queries=9), {}, 'n_queries'),
+    (dict(n_queries=9, size=160), {}, 'size, n_queries'), ({}, dict(selection='unclear', size=np.nan), 'size?, selection?')])
+def test_a_report_says_in_what_a_published_number_differs(own, row, says):
+    ours = dict(model='m', photographs='whole', size=224, selection='best epoch on the test images', n_queries=5924, tfms='cgd')
+    theirs = dict(crop='none', size=224, selection='test', n_queries=5924)
+    assert differs_in(as_published(pd.Series(ours | own)), theirs | row) == says
 
 
 @pytest.mark.parametrize('valid, says', [
