@@ -97,7 +97,7 @@ def evaluate(
 def caveats(results: pd.DataFrame) -> list[str]:
     "What one must know before one compares the numbers of `evaluate`, a sentence each; [] if there is nothing."
     def rows(mask): return ', '.join(dict.fromkeys(results.loc[mask, 'model'].astype(str)))
-    facts = results.reindex(columns=['split', 'photographs']).astype(str)
+    facts = results.reindex(columns=['split', 'photographs']).map(str)
     splits = facts['split'].str.split(': ').str[-1].str.split(', ')
     mixed = splits.map(lambda s: 'train' in s and len(s) > 1)
     crops = facts['photographs'].str.startswith('crops already')
