@@ -65,7 +65,7 @@ QUIRKS = {
     'bn_affine': ('batch normalization is called frozen, but its scale and shift train',
                   'freeze_bn', 'all', lambda v: v == 'statistics'),
     'single_rate': ('rate multipliers of 0.1 for the backbone are set and never read',
-                    'lr.backbone', .1, lambda v: v == 1),
+                    'lr.backbone', .1, lambda v: v > .1),
     'decayed_proxies': ("weight decay also pulls at the loss's class vectors, whose length "
                         'has no meaning', 'wd.loss', 0., lambda v: v > 0),
     'last_weights': ('nothing is validated: the last weights are kept',
@@ -318,7 +318,7 @@ def _value_of(r: dict, entry: str):
     if name in ('lr', 'wd'):
         groups = _spread(r[name])
         unit = groups['head'] if name == 'lr' else 1
-        return groups[part]/unit if unit else None
+        return round(groups[part]/unit, 6) if unit else None
     if not isinstance(r[name], Mapping): return None
     takes = signature(getattr(import_module('fgir'), r[name]['name'])).parameters
     return r[name].get(part, takes[part].default) if part in takes else None
@@ -334,7 +334,7 @@ def _with_entry(r: dict, entry: str, value) -> dict:
     name, _, part = entry.partition('.')
     if not part: return {**r, name: deepcopy(value)}
     old = _spread(r[name]) if name in ('lr', 'wd') else r[name]
-    if name == 'lr': value = float(f"{value*old['head']:.6g}")
+    if name == 'lr': value = float(f"{value*old['head']:.12g}")
     return {**r, name: {**old, part: value}}
 
 
@@ -378,7 +378,7 @@ def get_recipe(
 def _has_strides(backbone: str) -> bool: return BACKBONES.get(backbone, {}).get('run') == 'in_a_row'
 
 # %% ../nbs/04a_recipes.ipynb #6a88f2b6
-def _number(low: float, high: float = math.inf):
+def _number(low: float, high: float = 1e9):
     return lambda v: _is_number(v) and low <= v < high
 
 def _whole(low: int, high: int = 2**31):
@@ -459,16 +459,32 @@ def _check_values(r: dict):
         if not fits(value): raise ValueError(f'{entry}: expected {expected}, found {value!r:.60}')
 
 # %% ../nbs/04a_recipes.ipynb #f91b6796
+def _is_like(value, default) -> bool:
+    "Whether a setting of an optimizer is of the kind of its default."
+    if default is None or isinstance(default, bool): return value is None or isinstance(value, bool)
+    if isinstance(default, tuple): return _list_of(_number(0))(value) and len(value) == len(default)
+    return _number(-1e9)(value) if _is_number(default) else True
+
 def _try_optimizer(spec: Mapping):
     "ValueError for settings that the optimizer does not take, or cannot step with."
-    settings, p = _settings_of(spec), nn.Parameter(torch.ones(2, 2))
-    for key, own in dict(lr='lr', weight_decay='wd', params='net').items():
-        if key in settings: raise ValueError(f'optimizer.{key}: set {own} instead')
+    name, settings, p = spec['name'], _settings_of(spec), nn.Parameter(torch.ones(2, 2))
+    for key in settings: _check_optimizer(name, key, settings[key])
     p.grad = torch.ones(2, 2)
-    try: OPTIMIZERS[spec['name']]([p], lr=1e-3, **settings).step()
+    try: OPTIMIZERS[name]([p], lr=1e-3, **settings).step()
     except Exception as e:
         given = ', '.join(f'{k}={v!r:.60}' for k, v in settings.items())
-        raise ValueError(f"optimizer {spec['name']} with {given}: {e}") from None
+        raise ValueError(f'optimizer {name} with {given}: {e}') from None
+
+# %% ../nbs/04a_recipes.ipynb #da9ffae6
+def _check_optimizer(name: str, key: str, value):
+    "ValueError for one setting of an optimizer."
+    own = dict(lr='lr', weight_decay='wd', params='net')
+    if key in own: raise ValueError(f'optimizer.{key}: set {own[key]} instead')
+    takes = signature(OPTIMIZERS[name]).parameters
+    _known(key, takes, f'optimizer {name}: setting')
+    default = takes[key].default
+    if not _is_like(value, default):
+        raise ValueError(f'optimizer.{key}: expected something like {default!r}, found {value!r:.60}')
 
 # %% ../nbs/04a_recipes.ipynb #35d384d4
 def _try_build(r: dict):
@@ -477,8 +493,8 @@ def _try_build(r: dict):
     body.n_features, body.config = 8, {}
     with torch.random.fork_rng(devices=[]):
         if isinstance(net, Mapping): net = _part('net', net, body, n_classes=100)
-        if isinstance(loss, Mapping):
-            loss = _part('loss', loss, n_classes=100, dim=getattr(net, 'dim', None))
+        dim = getattr(net, 'dim', None)
+        if isinstance(loss, Mapping) and dim: loss = _part('loss', loss, n_classes=100, dim=dim)
         if isinstance(r['net'], nn.Module) or isinstance(r['loss'], nn.Module): return
         try: loss(net.train()(torch.ones(4, 8, 2, 2)), torch.tensor([0, 0, 1, 1]))
         except Exception as e:
@@ -594,6 +610,7 @@ def _schedule_note(r: dict) -> str:
     if s['name'] != 'steps' or length == s['of']: return ''
     first, last = s['at'][0], max(length, s['of'])
     at = s['at'] if r['steps'] else list(range(first, last, first))
+    at = str(at).replace(' ', '')
     return (f"The schedule of {s['of']} is stretched to {length}; the program would keep its places: "
             f'schedule.of={length} schedule.at={at}')
 
