@@ -123,11 +123,14 @@ class AccuracyEval(Callback):
 
 # %% ../nbs/08_classify.ipynb #9ed1666c
 def epoch_rate(
-    r: dict,     # a recipe that counts epochs, with one rate
+    r: dict,     # a recipe
     epoch: int,  # from 0
+    length: float | None = None,  # epochs of the run, for a recipe that counts steps
 ) -> float:
-    "The learning rate of an epoch."
-    return r['lr']*schedule_factor(r['schedule'], r['epochs'])(epoch/r['epochs'])
+    "The learning rate of an epoch; of the head, where the groups have their own."
+    length, lr = r['epochs'] or length, r['lr']
+    factor = schedule_factor(r['schedule'], length, whole=r['steps'] is None)
+    return (lr['head'] if isinstance(lr, dict) else lr)*factor(epoch/length)
 
 # %% ../nbs/08_classify.ipynb #5f61fb94
 def log_lines(
@@ -136,12 +139,13 @@ def log_lines(
 ) -> str:
     "The log in the seed's format: header, precision, epochs."
     r, names = learn.recipe, learn.recorder.columns
+    length = r['epochs'] or r['steps']/len(learn.dls.train)
     lines = [f'Epoch, lr, Train_Loss, Train_Acc, {learn.valid_split.title()}_Acc']
     if r['precision'] != 'float32': lines.append('===== Using Torch AMP =====')
     for i, row in enumerate(epochs):
         v = dict(zip(names, row, strict=True))
         train, test = (100*v.get(name, float('nan')) for name in ('train_accuracy', learn.metrics[0].name))
-        lines.append(f"{i}, {epoch_rate(r, i):.4f}, {v['train_loss']:.4f}, {train:.3f}%, {test:.3f}%")
+        lines.append(f"{i}, {epoch_rate(r, i, length):.4f}, {v['train_loss']:.4f}, {train:.3f}%, {test:.3f}%")
     return '\n'.join(lines) + '\n'
 
 # %% ../nbs/08_classify.ipynb #075ddc17

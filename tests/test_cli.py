@@ -2,10 +2,12 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -190,6 +192,172 @@ def test_wrong_calls(words):
     assert err.count('\n') == 1 and err.startswith('fgir: ') and '--help' in err
 
 
+class Seen(RuntimeError):
+    """The command came as far as the Learner."""
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Instead of training: what the Learner of the last command would have been made of."""
+    from fgir import recipes
+    made = {}
+
+    def learner(name, table, undo, **kwargs):
+        made.clear()
+        made.update(name=name, table=table, undo=undo, **{k: kwargs.pop(k) for k in ('prefix', 'cbs', 'out', 'loaders')},
+                    changes=kwargs, recipe=recipes.get_recipe(name, undo, **kwargs))
+        raise Seen('as far as this')
+    monkeypatch.setattr(recipes, 'learner_from_recipe', learner)
+    return made
+
+
+def defaults_of(help: str) -> dict:
+    """Option and the default that a help text tells."""
+    options = re.split(r'\n  (?=-)', help.partition('\nOptions:')[2])[1:]
+    return {re.match('[-a-z]+', text)[0]: re.search(r'default: (.*?)\]?$', ' '.join(text.split()))[1].strip('()').partition('; ')[0]
+            for text in options if 'default:' in text}
+
+
+SETTING = {  # options that say "the recipe's", and which setting is theirs
+    '--backbone': 'backbone', '--from-scratch': 'pretrained', '--gd-config': 'net.gd_config', '--feature-dim': 'net.dim',
+    '--smoothing': 'loss.smoothing', '--temperature': 'loss.temperature', '--margin': 'loss.margin', '--warm-up': 'warm_up',
+    '--recalls': 'ks', '--batch-size': 'batch_size', '--epochs': 'epochs', '--size': 'size', '--lr': 'lr', '--valid': 'valid',
+    '--seed': 'seed', '--precision': 'precision'}
+ACTS = {  # options with a default of their own: what the help says, and whether the command does so
+    '--data': ('auto', lambda m: m['table'].attrs['dataset'] == 'cub'), '--data-name': ('the layout', lambda m: m['prefix'][:4] == 'cub_'),
+    '--split': ('zero-shot where ROOT leaves a choice', lambda m: m['name'] == 'fgic' or 'zero-shot' in m['table'].attrs['split']),
+    '--level': ('variant', lambda m: True), '--crop': ('off', lambda m: m['recipe']['crop'] is False),
+    '--crop-type': ('uncropped', lambda m: m['recipe']['crop'] is False),
+    '--weights': ('its ImageNet weights, downloaded', lambda m: m['recipe']['weights'] is None and m['recipe']['pretrained']),
+    '--undo': ('none', lambda m: m['undo'] == ()), '--set': ('none', lambda m: set(m['changes']) <= {'lr'}),
+    '--processes': ('1', lambda m: True), '--log': ('none', lambda m: True), '--resume': ('off', lambda m: True),
+    '--workers': ('one a core, at most 8', lambda m: m['loaders']['num_workers'] is None),
+    '--device': ('the GPU if there is one', lambda m: m['loaders']['device'] is None), '--skip-bad': ('stop at the first', lambda m: True),
+    '--out': ('results', lambda m: str(m['out']) == 'results'), '--force': ('off', lambda m: True)}
+
+
+def test_the_help_of_every_training_tells_the_defaults_that_act(fish, seen, tmp_path, capsys, monkeypatch):
+    from fgir.recipes import RECIPES, get_recipe
+    monkeypatch.chdir(tmp_path)
+    for name in RECIPES:
+        told = defaults_of(run(capsys, 'train', name, '--help')[1])
+        refused(capsys, 'train', name, fish.attrs['root'], *(['--split', 'official'] if name == 'fgic' else []), says='as far as this')
+        assert told.keys() == SETTING.keys() | ACTS.keys()
+        for option, entry in SETTING.items(): assert told[option].startswith("the recipe's"), (option, told[option])
+        assert seen['recipe'] == get_recipe(name) and not seen['changes'].keys() - {'lr'}
+        for option, (says, acts) in ACTS.items(): assert told[option] == says and acts(seen), (name, option, told[option])
+    assert os.listdir() == []
+
+
+CHANGES = """
+train cgd --backbone-type resnext50 => backbone resnext50_32x4d
+train cgd --gd_config MG => net.gd_config MG
+train cgd --feature_dim 512 => net.feature_dim 512
+train pp_norm_softmax --feature_dim 1024 => net.dim 1024
+train cgd --smoothing 0.2 => loss.smoothing 0.2
+train cgd --temperature 0.7 => loss.temperature 0.7
+train cgd --margin 0.3 => loss.margin 0.3
+train pp_proxy_anchor --margin 0.3 => loss.margin 0.3
+train pp_proxy_anchor --warm_up 0 => warm_up 0
+train pp_proxy_anchor --backbone_type googlenet => net.dropout 0.2
+train pp_proxy_anchor --backbone_type inception => backbone bn_inception
+train sop --recalls 1,10 => ks [1, 10]
+train cgd --num_epochs 3 => epochs 3
+train cgd --batch_size 64 => batch_size 64
+train cgd --crop_type cropped => crop True
+train cgd --crop_type uncropped => crop False
+train cgd --valid last => valid last
+train cgd --undo test_selection => valid 0.2
+train cgd --undo third_stage,bn_affine => strides [2, 1]
+train fgic --split official --undo all => valid 0.2
+train fgic --split official --batch-size 32 => lr 0.0125
+train fgic --split official --batch-size 32 --lr 0.1 => lr 0.1
+train fgic --split official --set net.pool=M => net.pool M
+train sane --set wd.backbone=0.01 => wd.head 0.0001
+train sane --set loss=CosFaceLoss --set loss.margin=0.3 => loss.margin 0.3
+train sane --from-scratch => pretrained False
+"""
+
+
+def test_every_option_of_a_training_changes_its_setting(fish, seen, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in CHANGES.strip().splitlines():
+        words, _, (entry, value) = *line.partition(' => ')[:2], line.partition(' => ')[2].split(' ', 1)
+        _, name, *words = words.replace('sop', 'proxy_anchor_sop').split()
+        refused(capsys, 'train', name, fish.attrs['root'], *words, says='as far as this')
+        key, _, part = entry.partition('.')
+        assert str(seen['recipe'][key][part] if part else seen['recipe'][key]) == value, line
+
+
+@pytest.mark.parametrize('words, says', [
+    ('--set epochs=5 --epochs 1', '--set epochs and --epochs set the same: epochs'),
+    ('--set epochs=5 --set epochs=1', '--set epochs and --set epochs set'), ('--set ks=[1] --recalls 1', '--set ks and --recalls'),
+    ('--lr 1 --set lr.loss=1', '--set lr.loss and --lr set'), ('--set lr=1 --set lr.loss=1', '--set lr.loss and --set lr set'),
+    ('--set lr={"loss":1} --set lr.loss=1', '--set lr.loss and --set lr.loss'), ('--margin 1 --set loss.margin=2', '--margin'),
+    ('--feature-dim 8 --set net.feature_dim=6', '--feature-dim'), ('--crop --crop-type uncropped', '--crop-type uncropped'),
+    ('--from-scratch --set pretrained=true', '--from-scratch'), ('--from-scratch --set weights=x', '--from-scratch and --weights'),
+    ('--set recipe=sane', '--set recipe'), ('--set undo=all', '--set undo'), ('--set quirks=5', '--set quirks'),
+    ('--set quirks=[]', '--set quirks'), ('--crop-type half', '--crop-type half'), ('--set lr={}', 'lr'),
+    ('--undo test_selection --valid test', 'undo test_selection: valid is set too'), ('--set x.y.z=1', "setting 'x'"),
+    ('--set net.pool=S', "setting of CGDNet 'pool'"), ('--set strides=[1,1] --backbone test_vit', 'strides'),
+    *((f'--set {bad}', bad.partition('=')[0].partition('.')[0]) for bad in (
+        'optimizer.betas=x', 'warm_up=x', 'ks=[]', 'loss.margin=x', 'schedule.at=5', 'schedule.start=5', 'net=Features', 'seed=-1',
+        'valid=2', 'size=99999999999', 'lr=NaN', 'wd=1e999', 'optimizer.lr=1', 'loss.n_classes=3', 'sampler=x', 'tfms=x'))])
+def test_a_training_refused_leaves_nothing_behind(words, says, fish, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, 'train', 'cgd', fish.attrs['root'], *words.split(), '--out', 'a/b', says=says)
+    assert os.listdir() == []
+
+
+def test_wandb_without_a_login_is_one_line(fish, tmp_path, capsys, monkeypatch):
+    class Wandb:
+        class errors:
+            class Error(Exception): pass
+        def init(**kwargs): raise Wandb.errors.Error('api_key not configured (no-tty)')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'wandb', Wandb)
+    monkeypatch.setitem(sys.modules, 'fastai.callback.wandb', type('Module', (), {'WandbCallback': None}))
+    words = ['train', 'pp_norm_softmax', fish.attrs['root'], *PROXIES, '--log', 'wandb']
+    refused(capsys, *words, says='--log wandb: api_key not configured (no-tty); log in with `wandb login`')
+    assert os.listdir() == []
+
+
+def test_counts_are_no_percentages(fish, tmp_path, capsys):
+    words = ['train', 'fgic', fish.attrs['root'], *'--split official --backbone test_resnet --from-scratch --size 32 --epochs 1'.split()]
+    status, out, err = run(capsys, *words, '--batch-size', 8, '--workers', 0, '--out', tmp_path, '--set', 'lr.head=0.1')
+    counts = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(('train ', 'test '))}
+    assert status == 0 and [counts['train'][0], counts['test'][0]] == ['16', '24'] and float(counts['test'][2]) > 20, out + err
+    log = next(tmp_path.rglob('train_log.csv')).read_text()
+    assert '0, 0.1000, ' in log
+
+
+def test_a_recipe_is_shown_as_set_takes_it(seen, fish, capsys):
+    from fgir.recipes import get_recipe
+    status, out, _ = run(capsys, 'recipes', 'pp-googlenet')
+    lines = [line for line in out.splitlines() if not line.startswith(('recipe=', 'quirks=', '--undo', 'epochs=', 'steps='))]
+    assert status == 0 and 'net.dropout=0.2' in lines and '--undo googlenet_dropout: GoogLeNet' in out
+    refused(capsys, 'train', 'pp_googlenet', fish.attrs['root'], *(w for line in lines for w in ('--set', line)), says='as far')
+    assert seen['recipe'] == get_recipe('pp_googlenet')
+    refused(capsys, 'recipes', 'pp_google', says='did you mean pp_googlenet')
+
+
+def program_lines():
+    """Rows of the table of programs: the other program's words, and ours."""
+    nb = json.loads((Path(__file__).parent.parent/'nbs'/'10_cli.ipynb').read_text())
+    text = next(t for c in nb['cells'] if '| the program | here |' in (t := ''.join(c['source'])))
+    return [re.findall('`(fgir train .*?)`', line)[0] for line in text.splitlines() if '`fgir train ' in line]
+
+
+@pytest.mark.parametrize('line', program_lines())
+def test_every_line_of_the_table_of_programs_is_taken(line, fish, seen, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, 'pick_device', lambda name: name)
+    monkeypatch.setattr(cli, 'read_data', lambda *args, **kwargs: fish)
+    monkeypatch.setattr(cli, 'check_rows', lambda *args: None)
+    refused(capsys, *shlex.split(line.partition(' ')[2]), says='as far as this')
+    assert seen['name'] == line.split()[2]
+
+
 BAD_INPUT = """
 prepare birds ROOT o => birds
 prepare sop ROOT o => Ebay_train.txt
@@ -368,11 +536,11 @@ def test_a_recipe_by_name(fish, tmp_path, capsys):
     assert status == 0 and 'pp_norm_softmax' in out and 'R@1' in out, err
     recipe = json.loads(next(tmp_path.glob('*_model.json')).read_text())
     assert recipe['net']['dim'] == 16 and recipe['lr'] == {'backbone': 1e-4, 'head': 1e-4, 'loss': .1}
-    assert recipe['quirks'] == ['last_weights'] and recipe['drop_last'] is True and recipe['valid'] == .5
+    assert recipe['quirks'] == [] and recipe['drop_last'] is True and recipe['valid'] == .5
     assert list((tmp_path/'tensorboard').rglob('events.out.*'))
     refused(capsys, *words, says='--force overwrites it')
     assert run(capsys, *words, '--resume')[0] == 0
-    refused(capsys, *words, '--resume', '--lr', 1, says='cannot go on with lr=1')
+    refused(capsys, *words, '--resume', '--warm-up', 1, says='cannot go on with warm_up=1')
 
 
 def test_two_processes_train_one_network(fish, tmp_path):

@@ -1,5 +1,9 @@
 """Recipes: the seeds' settings, what they do to a run, resuming the same run and no other, quirks, seeds."""
 import json
+import math
+import random
+import re
+from itertools import product
 
 import pandas as pd
 import pytest
@@ -10,6 +14,7 @@ from timm.optim import AdamP
 from torch import nn
 
 from fgir import losses
+from fgir import recipes as book
 from fgir.backbones import RetrievalNet, create_backbone, read_record
 from fgir.cgd import CGDLoss, CGDNet
 from fgir.data import hold_out_classes
@@ -17,9 +22,13 @@ from fgir.learner import ClipValue, FreezeBN, WarmUp, retrieval_learner
 from fgir.loaders import retrieval_dls
 from fgir.losses import BatchHardTripletLoss
 from fgir.recipes import (
+    CHECKS,
     DEFAULTS,
+    GROUPS,
+    OPTIMIZERS,
     QUIRKS,
     RECIPES,
+    SCHEDULES,
     build,
     get_recipe,
     hold_out_images,
@@ -81,7 +90,7 @@ def test_every_recipe_is_complete_and_json():
         r = get_recipe(name)
         assert set(r) == {'recipe', *DEFAULTS} and json.loads(json.dumps(r)) == r
         assert bool(r['epochs']) != bool(r['steps'])
-        assert all(set(QUIRKS[q][1]) <= set(DEFAULTS) for q in r['quirks'])
+        assert all(QUIRKS[q][1].partition('.')[0] in DEFAULTS for q in r['quirks'])
         assert get_recipe(name, undo='all')['quirks'] == []
     assert list(recipes().index) == list(RECIPES)
 
@@ -364,6 +373,150 @@ def test_mistakes_are_named(table, tmp_path, args, words):
 def test_a_rate_for_one_group_leaves_those_of_the_others():
     assert get_recipe('cosface', lr=dict(loss=.1))['lr'] == dict(backbone=1e-5, head=1e-5, loss=.1)
     assert get_recipe('pp_norm_softmax', lr=dict(loss=.1))['lr'] == dict(backbone=1e-4, head=1e-4, loss=.1)
+
+
+@pytest.fixture
+def untried(monkeypatch):
+    "Settings are checked by the table alone, which is quick."
+    for name in ('_try_build', '_try_optimizer'): monkeypatch.setattr(book, name, lambda spec: None)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_a_partial_mapping_completes_from_the_recipe(name, untried):
+    "One key of any mapping is changed; all others, of this mapping and of the rest, stay."
+    r = get_recipe(name)
+    assert set(r['net']) > {'name'} or name == 'fgic'
+    for key, value in r.items():
+        parts = dict.fromkeys(GROUPS, value) if key in ('lr', 'wd') and not isinstance(value, dict) else value
+        if not isinstance(parts, dict): continue
+        for part in parts.keys() - {'name'}:
+            other = {'schedule.at': [1]}.get(f'{key}.{part}', .5 if key != 'net' else 6)
+            if f'{key}.{part}' == 'net.dropout': other = .5
+            changed = get_recipe(name, **{key: {part: other}})
+            expected = {**r, key: {**parts, part: other}}
+            del changed['quirks'], expected['quirks']
+            assert changed == expected, (key, part)
+
+
+def test_a_partial_mapping_in_settings_of_ones_own_completes_from_the_defaults(untried):
+    r = get_recipe(dict(wd=dict(backbone=1e-3), lr=dict(loss=.1), net=dict(dim=64)))
+    assert r['wd'] == dict(backbone=1e-3, head=0., loss=0.) and r['lr'] == dict(backbone=1e-4, head=1e-4, loss=.1)
+    assert r['net'] == dict(DEFAULTS['net'], dim=64)
+    assert get_recipe(r, wd=dict(head=1.))['wd'] == dict(backbone=1e-3, head=1., loss=0.)
+
+
+def test_a_group_without_a_number_is_named(table, tmp_path):
+    learn = make('pp_norm_softmax', table, tmp_path)
+    with pytest.raises(ValueError, match="no number for the parameter group 'head'"): per_group(dict(backbone=1., loss=1.), learn)
+
+
+UNDONE = {  # quirk: what the settings are without it, whatever else was asked for
+    'bn_affine': lambda r: r['freeze_bn'] == 'all', 'last_weights': lambda r: r['valid'] == .2,
+    'single_rate': lambda r: r['lr']['backbone'] <= .10001*r['lr']['head'],
+    'decayed_proxies': lambda r: r['wd']['loss'] == 0, 'test_selection': lambda r: r['valid'] == .2,
+    'sign_flip': lambda r: r['loss'].get('flip', 2) > 1, 'two_sizes': lambda r: r['tfms'] == 'cgd',
+    'fast_proxies': lambda r: r['lr']['loss'] <= r['lr']['head'], 'googlenet_dropout': lambda r: not r['net']['dropout'],
+    'ragged_batch': lambda r: r['drop_last'] is True, 'third_stage': lambda r: r['strides'] == [2, 1]}
+WAYS = [  # other settings that are given beside it
+    {}, dict(wd=1e-3), dict(wd=dict(backbone=1e-3)), dict(lr=1e-2), dict(lr=dict(head=1e-2)), dict(loss='ProxyAnchorLoss'),
+    dict(loss='DGPCRLoss'), dict(loss=dict(scale=7)), dict(net=dict(dim=8)), dict(backbone='resnet18'), dict(epochs=3),
+    dict(size=64, batch_size=8, crop=True)]
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_a_quirk_is_undone_whichever_way_the_other_settings_are_given(name, untried):
+    for quirk, way in product(get_recipe(name)['quirks'], WAYS):
+        for undo in (quirk, 'all') if way else (quirk, [quirk], 'all'):
+            r, kept = get_recipe(name, undo, **way), get_recipe(name, **way)
+            assert UNDONE[quirk](r) and quirk not in r['quirks'], (quirk, way)
+            entry = QUIRKS[quirk][1].partition('.')[0]
+            assert undo == 'all' or {k for k in r if r[k] != kept[k]} <= {entry, 'quirks'}, (quirk, way)
+            assert get_recipe(get_recipe(name), undo, **way) == r, (quirk, way)
+            assert all(r['wd'][g] == 1e-3 for g in ('backbone', 'head') if way == dict(wd=1e-3) and isinstance(r['wd'], dict))
+
+
+SAME = {  # quirk: a setting of one's own that repeats it, and one that does not
+    'bn_affine': (dict(freeze_bn='statistics'), dict(freeze_bn='')), 'last_weights': (dict(valid='last'), dict(valid=.5)),
+    'single_rate': (dict(lr=dict(backbone=1., head=1.)), dict(lr=dict(backbone=1e-9))),
+    'decayed_proxies': (dict(wd=dict(loss=.1)), dict(wd=dict(loss=0.))), 'test_selection': (dict(valid='test'), dict(valid=.5)),
+    'sign_flip': (dict(loss=dict(flip=.5)), dict(loss=dict(flip=3.))), 'two_sizes': (dict(tfms='dgpcrl'), dict(tfms='squash')),
+    'fast_proxies': (dict(lr=dict(loss=1.)), dict(lr=dict(loss=1e-9))),
+    'googlenet_dropout': (dict(net=dict(dropout=.5)), dict(net=dict(dropout=0.))),
+    'ragged_batch': (dict(drop_last=False), dict(drop_last=True)), 'third_stage': (dict(strides=[1, 2]), dict(strides=[1, 1]))}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_what_is_set_by_name_comes_before_what_is_undone(name, untried):
+    for quirk in get_recipe(name)['quirks']:
+        same, other = SAME[quirk]
+        with pytest.raises(ValueError, match=f'undo {quirk}: {QUIRKS[quirk][1]} is set too'): get_recipe(name, quirk, **same)
+        assert get_recipe(name, 'all', **same)['quirks'] == [quirk]
+        for undo in ((), quirk): assert quirk not in get_recipe(name, undo, **other)['quirks']
+        (key, value), = other.items()
+        found = get_recipe(name, 'all', **other)[key]
+        assert {k: found[k] for k in value} == value if isinstance(value, dict) else found == value
+
+
+def test_googlenet_keeps_its_dropout_where_the_program_of_seed_003_keeps_it(table, tmp_path, untried):
+    for name in (n for n, r in RECIPES.items() if r['source'] == 'seed 003'):
+        r = get_recipe(name, backbone='googlenet')
+        assert r['net']['dropout'] == .2 and 'googlenet_dropout' in r['quirks']
+        assert get_recipe(read := get_recipe(name, 'all', backbone='googlenet'))['net']['dropout'] == 0 and not read['quirks']
+        assert name == 'pp_googlenet' or 'dropout' not in get_recipe(name)['net']
+    assert get_recipe('pp_norm_softmax', backbone='googlenet', net=dict(dropout=.1))['net']['dropout'] == .1
+    assert 'dropout' not in get_recipe('proxy_anchor_cub', backbone='googlenet')['net']
+
+
+@pytest.mark.parametrize('program, ours', [('resnext50', 'resnext50_32x4d'), ('inception', 'bn_inception')])
+def test_networks_have_the_names_of_the_programs_too(program, ours):
+    assert get_recipe('cgd', backbone=program)['backbone'] == ours == create_backbone(program, pretrained=False).name
+    with pytest.raises(ValueError, match='strides: only the ResNets'): get_recipe('cgd', backbone='bn_inception', strides=[1, 1])
+
+
+@pytest.mark.parametrize('name, changes, says', [
+    ('pp_proxy_anchor', {}, ''), ('pp_proxy_anchor', dict(epochs=8), 'schedule.of=8 schedule.at=[5,10,15]'),
+    ('pp_proxy_anchor', dict(epochs=30), 'schedule.of=30 schedule.at=[5,10,15,20,25]'), ('cgd', dict(epochs=5), ''),
+    ('msloss', dict(steps=100), 'schedule.of=100 schedule.at=[1200,2400]'), ('fgic', dict(epochs=10), "program's ends after 128"),
+    ('sane', dict(epochs=3), ''), ('pp_proxy_anchor', dict(epochs=8, schedule=dict(of=8)), ''), ('cosface', dict(steps=9), '')])
+def test_another_length_says_what_the_program_would_do(name, changes, says, table, tmp_path, capsys):
+    make(name, table, tmp_path, **changes, **({} if name == 'fgic' else dict(per_class=2, valid='last')))
+    out = capsys.readouterr().out
+    assert says in out and bool(says) == ('program' in out)
+
+
+def test_the_places_of_the_program_are_kept_as_said():
+    factor = schedule_factor(get_recipe('pp_proxy_anchor', epochs=30, schedule=dict(at=[5, 10, 15, 20, 25], of=30))['schedule'], 30)
+    assert [factor(e/30) for e in range(30)] == [.5**(e//5) for e in range(30)]
+
+
+BAD = ['x', '', 0, -1, 1, 5, .5, 1.5, -2., math.nan, math.inf, 10**30, True, None, [], ['x'], [1, 'x'], [.9, .9], {}, {'x': 1},
+       {'name': 'x'}, {'name': 5}, {'name': ['adam']}, object(), abs, b'x', (1,), {1}]
+NESTED = ([f'optimizer.{k}' for k in ('name', 'betas', 'momentum', 'eps', 'lr', 'weight_decay', 'params', 'nesterov', 'x')]
+          + [f'schedule.{k}' for k in ('name', 'at', 'of', 'gamma', 'start', 'x')]
+          + [f'net.{k}' for k in ('name', 'pool', 'dim', 'layer_norm', 'dropout', 'bias', 'init', 'n_classes', 'backbone', 'x',
+                                  'gd_config', 'feature_dim')]
+          + [f'loss.{k}' for k in ('name', 'alpha', 'margin', 'scale', 'init', 'n_classes', 'dim', 'flip', 'smoothing', 'spread',
+                                   'temperature', 'x')] + [f'{k}.{g}' for k in ('lr', 'wd') for g in (*GROUPS, 'x')])
+
+
+def test_a_bad_value_is_refused_by_the_name_of_its_setting():
+    "Seeded: any setting, any value, any recipe; what is taken has a value of its kind."
+    cases, rng = list(product([*DEFAULTS, *NESTED], BAD)), random.Random(0)
+    taken = 0
+    for entry, value in rng.sample(cases, 500):
+        name, _, part = entry.partition('.')
+        recipe = rng.choice(['sane', 'cgd', 'fgic', 'msloss', 'dgpcrl', 'pp_positive_proxy'])
+        try: r = get_recipe(recipe, **{name: {part: value} if part else value})
+        except ValueError as e: assert re.search(rf'\b{name}\b', str(e)) and '\n' not in str(e), (recipe, entry, value, str(e))
+        else:
+            taken += 1
+            assert set(r) == {'recipe', *DEFAULTS} and json.loads(json.dumps(r, default=str, allow_nan=False))
+    assert 0 < taken < 150
+
+
+def test_every_setting_has_a_row_in_the_table_of_checks():
+    assert {k for k in CHECKS if '.' not in k} == {'recipe', *DEFAULTS}
+    assert all(set(get_recipe(n)['schedule']) <= {'name', *(k.partition('.')[2] for k in CHECKS)} for n in RECIPES)
 
 
 def test_a_recipe_is_a_copy():
