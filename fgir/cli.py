@@ -213,9 +213,10 @@ def epochs_shown(
 
 # %% ../nbs/10_cli.ipynb #6d41313c
 LAYOUTS = {
-    'cub': ('images.txt',), 'cars': ('cars_annos.mat', 'cars_train'), 'sop': ('Ebay_train.txt',),
+    'cub': ('images.txt',), 'sop': ('Ebay_train.txt',), 'cfga': ('train_paths.json',),
+    'cars': ('cars_annos.mat', 'devkit/cars_annos.mat', 'car_devkit/devkit/cars_annos.mat', 'cars_train'),
     'inshop': tuple(f'{d}/list_eval_partition.txt' for d in ('Eval', 'Anno', '.')),
-    'aircraft': ('variants.txt', 'images_variant_trainval.txt'), 'cfga': ('train_paths.json',)}
+    'aircraft': ('variants.txt', 'images_variant_trainval.txt')}
 FILES = {'.csv': 'table', '.pth': 'cgd'}
 
 def detect_layout(root: Path) -> str:
