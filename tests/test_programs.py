@@ -1,8 +1,8 @@
 """What a user of one of the five source programs has on disk: data sets, checkpoints, features; read here, and told apart."""
+import miniature
 import pandas as pd
 import pytest
 
-import miniature
 from fgir.cli import detect_layout, read_data
 from fgir.formats import READERS, prepare
 
