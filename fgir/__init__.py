@@ -20,14 +20,14 @@ _NAMES = {
     "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN WarmUp ClipValue StopAfter "
                "Statistics",
     "recipes": "get_recipe learner_from_recipe read_recipe run_seeds describe_test save_results hold_out_images",
-    "cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS load_seed_weights",
-    "cfga": "CFGA Describe default_layers activation_mask largest_component seed_descriptor load_seed_model "
-            "write_seed_json SEED_MODELS",
+    "cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS",
+    "cfga": "CFGA Describe default_layers activation_mask largest_component seed_descriptor SEED_MODELS",
     "explain": "explain_match evidence",
     "index": "Index show_search",
     "rerank": "Views expand fit_pca fit_whitening query_expansion database_augmentation k_reciprocal diffusion evaluate_rerank",
     "classify": "Classifier AccuracyEval fgic_learner finish_fgic classify_image accuracy confusion closest_classes "
                 "show_confusion show_closest",
+    "programs": "load_seed_model read_features write_seed_json",
     "evaluation": "evaluate report describe_all compare",
     "published": "known_numbers",
     "cli": "",

@@ -297,19 +297,28 @@ def _cars_records(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     classes = pd.DataFrame({'class': range(1, len(names) + 1), 'name': names, 'where': where})
     return pd.DataFrame(rows, columns=[*_CARS_FIELDS, 'where']), classes
 
+# %% ../nbs/00_data.ipynb #984a375d
+def _find(root: Path, name: str, folders: Sequence[str]) -> Path:
+    "Return the first of `root/folder/name` that is a file, the first of all if none is."
+    return next((root/f/name for f in folders if (root/f/name).is_file()), root/folders[0]/name)
+
 # %% ../nbs/00_data.ipynb #e044354f
+_CARS_KITS = ('', 'devkit', 'car_devkit/devkit')
+
 def read_cars(
-    root: str | Path,  # the folder with `cars_annos.mat` (the joint release) and `car_ims/`
+    root: str | Path,  # the folder with `cars_annos.mat` and `car_ims/`, or with `car_devkit/` and `car_ims/car_ims/`
     split: str = 'zero-shot',  # 'zero-shot': first half of the class ids trains; 'official': by the file's test flag
 ) -> pd.DataFrame:
     "Read Cars-196 (Stanford Cars) in file order."
     root = _folder(root)
     _one_of('split', split, ('zero-shot', 'official'))
-    rows, classes = _cars_records(root/'cars_annos.mat')
+    rows, classes = _cars_records(_find(root, 'cars_annos.mat', _CARS_KITS))
     names = _class_names(classes, rows['class'], rows['where'])
     splits = _zero_shot(rows['class']) if split == 'zero-shot' else np.where(rows['test'] == 1, 'test', 'train')
+    paths = rows['relative_im_path']
+    if (root/'car_ims'/'car_ims').is_dir(): paths = 'car_ims/' + paths
     boxes = rows[['bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2']]
-    table = make_table(rows['relative_im_path'], rows['class'] - 1, names, splits, root, 'cars', boxes, rows['where'])
+    table = make_table(paths, rows['class'] - 1, names, splits, root, 'cars', boxes, rows['where'])
     table.attrs['split'] = split
     return _check_files(table, rows['where'])
 
@@ -329,10 +338,6 @@ def read_sop(
     return _check_files(table, rows['where'])
 
 # %% ../nbs/00_data.ipynb #d7019de8
-def _find(root: Path, name: str, folders: Sequence[str]) -> Path:
-    "Return the first of `root/folder/name` that is a file, the first of all if none is."
-    return next((root/f/name for f in folders if (root/f/name).is_file()), root/folders[0]/name)
-
 def _inshop_boxes(path: Path, images: pd.Series) -> np.ndarray | None:
     "Return the boxes (N, 4) of `list_bbox_inshop.txt`, None where there is no such file."
     if not path.is_file():

@@ -311,7 +311,8 @@ SOURCES: dict[str, str] = {
     'cub': 'CUB-200-2011: take download("cub", folder) or unpack CUB_200_2011.tgz from '
            'https://data.caltech.edu/records/65de6-vp158, so that ROOT holds images.txt, image_class_labels.txt and '
            'images/.',
-    'cars': 'Cars-196: ROOT holds either the joint release, cars_annos.mat and car_ims/, or the photographs of '
+    'cars': 'Cars-196: ROOT holds either the joint release, cars_annos.mat (also in devkit/ or '
+            'car_devkit/devkit/) and car_ims/, or the photographs of '
             'download("cars", folder), cars_train/ and cars_test/, and with them in devkit/ the files cars_meta.mat, '
             'cars_train_annos.mat and cars_test_annos_withlabels.mat, which Stanford no longer offers and '
             'https://github.com/pytorch/vision/issues/7545 tells where to find.',

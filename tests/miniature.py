@@ -41,15 +41,21 @@ def _class_names() -> np.ndarray:
     return np.array(CAR_CLASSES, object)[None]
 
 
-def cars(root: Path) -> Path:
+def cars(root: Path, photographs: str = 'car_ims', annotations: str = '.') -> Path:
     "Eight cars of four classes as in the joint release; the classes do not come in order."
     rows = []
     for k, c in enumerate([1, 3, 2, 4, 4, 1, 3, 2], 1):
-        photograph(root/f'car_ims/{k:06}.jpg', k)
+        photograph(root/photographs/f'{k:06}.jpg', k)
         rows.append((f'car_ims/{k:06}.jpg', 2, 3, 38, 29, c, k % 2))
     fields = 'relative_im_path bbox_x1 bbox_y1 bbox_x2 bbox_y2 class test'
-    savemat(root/'cars_annos.mat', {'annotations': _records(rows, fields), 'class_names': _class_names()})
+    (root/annotations).mkdir(parents=True, exist_ok=True)
+    savemat(root/annotations/'cars_annos.mat', {'annotations': _records(rows, fields), 'class_names': _class_names()})
     return root
+
+
+def cars_cfga(root: Path) -> Path:
+    "The same cars where the CFGA program has them: each archive unpacked in a folder of its own name."
+    return cars(root, 'car_ims/car_ims', 'car_devkit/devkit')
 
 
 def cars_devkit(root: Path, folder: str = 'devkit') -> Path:

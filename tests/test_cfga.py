@@ -33,12 +33,9 @@ from fgir.cfga import (
     default_layers,
     filter_change,
     largest_component,
-    load_seed_model,
     pool_masked,
-    write_seed_json,
 )
-from fgir.data import make_table
-from fgir.features import Features
+from fgir.programs import load_seed_model
 
 SIX = [f'layer4.{b}.conv{c}' for b in (1, 2) for c in (1, 2, 3)]
 GOLDEN = np.load(Path(__file__).parent/'golden'/'cfga_resnet50.npz')
@@ -427,28 +424,9 @@ def test_seed_checkpoints(tmp_path, kind):
 def test_wrong_checkpoints(tmp_path):
     """A checkpoint that is none, or that lacks weights, is refused by name."""
     torch.save({'model': {'a.weight': torch.zeros(2)}}, tmp_path/'a.pth')
-    with pytest.raises(ValueError, match='a.pth: no checkpoint of seeds'): load_seed_model(tmp_path/'a.pth')
+    with pytest.raises(ValueError, match='a.pth: no checkpoint of the programs'): load_seed_model(tmp_path/'a.pth')
     path = checkpoint(tmp_path, 'margin')
     state = read_weights(path)
     for gone, said in (('layer4.2.bn3.weight', 'layer4.2.bn3.weight missing'), ('class_fc.bias', 'Missing key')):
         torch.save({'model': {k: v for k, v in state.items() if k != gone}}, path)
         with pytest.raises(ValueError, match=said): load_seed_model(path)
-
-
-def test_seed_json(tmp_path):
-    """Names, order of rows and numbers are the seed's; nothing is overwritten unasked."""
-    import json
-    table = make_table(['a.jpg', 'b.jpg'], [0, 1], ['a', 'b'], ['test', 'test'], tmp_path, 'x')
-    rng = np.random.default_rng(0)
-    names = 'layer4.1.conv1', 'cfga+', 'scda_norm_joint', 'scda_norm_each', 'pool_norm_joint'
-    arrays = {n: rng.random((2, 3), np.float32) for n in names}
-    files = write_seed_json(Features(arrays, table), tmp_path/'out')
-    assert [f.name for f in files] == ['layer4_1_conv1_weight.json', 'layer4_conv2_weight.json', 'scda_max_avg_norm.json',
-                                       'scda_norm_max_avg.json', 'embedding_max_avg.json']
-    for file, a in zip(files, arrays.values(), strict=True):
-        read = json.loads(file.read_text())
-        assert read == {'train': [], 'test': a.tolist()}
-        assert file.read_text() == json.dumps(read)
-    with pytest.raises(FileExistsError): write_seed_json(Features(arrays, table), tmp_path/'out')
-    with pytest.raises(ValueError, match='one file for two'):
-        write_seed_json(Features(arrays | {'embedding': arrays['cfga+']}, table), tmp_path/'two')

@@ -5,8 +5,7 @@ import torch
 from fastai.callback.core import Callback
 from torch import nn
 
-from fgir.backbones import create_backbone
-from fgir.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner, load_seed_weights
+from fgir.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner
 from fgir.data import hold_out_classes
 from fgir.features import Features
 from fgir.recipes import save_results
@@ -158,9 +157,3 @@ def test_the_statistics_file_belongs_to_the_run(table, tmp_path):
                                         (dict(batch_size=10), 'per_class'), (dict(backbone='resnet51'), 'resnet51')])
 def test_bad_arguments_are_named(table, tmp_path, bad, words):
     with pytest.raises(ValueError, match=words): tiny(table, tmp_path, **bad)
-
-
-def test_weights_of_another_configuration_are_refused(tmp_path):
-    net = CGDNet(create_backbone('resnet18', pretrained=False), 'SG', 16)
-    torch.save({'features.0.weight': torch.zeros(1)}, tmp_path/'x.pth')
-    with pytest.raises(ValueError, match='x.pth'): load_seed_weights(net, tmp_path/'x.pth')
