@@ -531,7 +531,8 @@ def save_model(
     "Save `model` as .safetensors with its record inside, and a readable copy of that beside it, replacing what is there."
     path, extra = _model_path(path), extra_tensors or {}
     public_name = getattr(model, 'class_path', f'{type(model).__module__}.{type(model).__qualname__}')
-    record = {**record, 'class': public_name, 'config': getattr(model, 'config', None)}
+    crop = getattr(getattr(model, 'backbone', None), 'trained_crop', None)
+    record = {**({} if crop is None else {'crop': crop}), **record, 'class': public_name, 'config': getattr(model, 'config', None)}
     if loadable: _class_of(record, path)
     if any('/' not in name for name in extra): raise ValueError("extra_tensors: give every name a '/', as in train/x")
     text = json.dumps(record, indent=1)
@@ -580,12 +581,13 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     return read_weights(path), record
 
 def load_model(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:
-    "Load a model that `save_model` wrote, on `device` and in evaluation mode."
+    "Load a model that `save_model` wrote, on `device` and in evaluation mode; its backbone knows how its images were cut."
     tensors, record = read_tensors(path)
     model = build_model(record, path)
     try: model.load_state_dict({k: v for k, v in tensors.items() if '/' not in k})
     except RuntimeError as e:
         raise ValueError(f"{path}: tensors do not fit the record: {' '.join(str(e).split())[:200]}") from e
+    if 'crop' in record: model.backbone.trained_crop = record['crop']
     return model.to(device).eval()
 
 # %% ../nbs/01_backbones.ipynb #879ed4a3

@@ -7,18 +7,18 @@ Docs: https://fgir.github.io/fgir/cli.html.md"""
 # %% auto #0
 __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Split', 'Level', 'Crop', 'SkipBad', 'Workers',
            'Device', 'Seed', 'Force', 'Model', 'Backbone', 'Weights', 'Pool', 'Descriptor', 'Size', 'Transform',
-           'Batch', 'Ranks', 'Box', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'Net', 'Scratch', 'Recalls',
-           'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set',
+           'Batch', 'Ranks', 'Box', 'PICTURES', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'Net', 'Scratch',
+           'Recalls', 'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set',
            'AnyRecalls', 'AnyPrecision', 'AnySeed', 'Log', 'Processes', 'GDConfig', 'Dim', 'Smoothing', 'Temperature',
-           'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'Share', 'RecipeGroup', 'about', 'one_line', 'main',
-           'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable', 'refuse_existing', 'watched',
-           'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices', 'read_data', 'pick_device',
-           'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor', 'pick_rows', 'origin',
-           'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads', 'save_demo',
-           'demo', 'prepare', 'recipes', 'parse_settings', 'check_start', 'check_test_rows', 'logger_of',
-           'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'recipe', 'cgd',
-           'fgic', 'classify', 'say_skipped', 'extract', 'name_files', 'print_rerank', 'evaluate', 'pick_array',
-           'show_answer', 'search']
+           'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'Share', 'RecipeGroup', 'about', 'one_line',
+           'warnings_in_a_line', 'main', 'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable',
+           'refuse_existing', 'check_picture', 'watched', 'epochs_shown', 'detect_layout', 'find_reader', 'given',
+           'given_choices', 'read_data', 'pick_device', 'check_descriptor_options', 'record_of', 'load_network',
+           'load_descriptor', 'pick_rows', 'origin', 'settings', 'print_recall', 'demo_learner', 'half_of_threads',
+           'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_start',
+           'check_test_rows', 'logger_of', 'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log',
+           'train_and_score', 'recipe', 'cgd', 'fgic', 'classify', 'say_skipped', 'extract', 'name_files',
+           'print_rerank', 'evaluate', 'pick_array', 'show_answer', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -81,9 +81,22 @@ def one_line(error: Exception) -> str:
     context = getattr(error, 'ctx', None)
     return f'{text} (see {context.command_path} --help)' if context else text
 
+# %% ../nbs/10_cli.ipynb #a9ff1537
+@contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    "Print the warnings of fgir inside of the block as one line each."
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+        def show(message, category, *place, **more):
+            if category.__module__ != 'fgir.features': return others(message, category, *place, **more)
+            print(f'fgir: {message}', file=sys.stderr)
+        warnings.showwarning = show
+        yield
+
 # %% ../nbs/10_cli.ipynb #edfe13da
 MORE = ('fgir.gallery', 'fgir.serve')
 
+@warnings_in_a_line()
 def main(args: list[str] | None = None) -> int:
     "Run the `fgir` command with some words, default those of the command line, and give its exit status."
     args = sys.argv[1:] if args is None else list(args)
@@ -191,6 +204,16 @@ def refuse_existing(
         if path.is_dir(): raise FileExistsError(f'{path}: exists already, as a folder')
         if path.exists() and not force: raise FileExistsError(f'{path}: exists already; --force overwrites it')
         check_writable(path.parent)
+
+# %% ../nbs/10_cli.ipynb #fc8db63e
+PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.pdf', '.svg')
+
+def check_picture(path: Path | None, force: bool = False):
+    "Raise an error unless a picture can be written to `path`, or none is wanted."
+    if path is None: return
+    refuse_existing([path], force)
+    if path.suffix.lower() not in PICTURES:
+        raise ValueError(f'--picture {path}: give it a name that ends in {", ".join(PICTURES)}')
 
 # %% ../nbs/10_cli.ipynb #7c7b9f4a
 def watched() -> bool:
@@ -323,6 +346,7 @@ def load_descriptor(
     check_descriptor_options(model, backbone, weights, pool, arrays)
     from fgir.backbones import Pooled
     from fgir.cfga import SEED_MODELS, seed_descriptor
+    from fgir.features import as_descriptor
 
     device, (net, kind, record) = pick_device(device), load_network(model, backbone, weights)
     if arrays:
@@ -330,7 +354,7 @@ def load_descriptor(
         record = record or dict(tfms=SEED_MODELS[kind]['tfms'])
     elif backbone: net = Pooled(net, (pool or 'S').split(','))
     elif not hasattr(net, 'backbone'): net = seed_descriptor(net, kind, ['pool_norm_joint'])
-    return net.to(device).eval(), record
+    return as_descriptor(net).to(device).eval(), record
 
 # %% ../nbs/10_cli.ipynb #d74de78a
 def pick_rows(
@@ -356,10 +380,12 @@ def origin(
 
 def settings(
     record: dict,  # of a model or of features
-    **given,  # tfms, size, crop: those that are not None or False overrule the record
+    crop: bool | None = None,  # None: as the descriptor was trained, where there are boxes
+    **given,  # tfms, size: those that are not None overrule the record
 ) -> dict:
     "How to cut images: what was given, else what the record says."
-    return {k: given.get(k) or record.get(k, default) for k, default in dict(tfms='cgd', size=None, crop=False).items()}
+    default = dict(tfms='cgd', size=None)
+    return {k: given.get(k) or record.get(k, v) for k, v in default.items()} | dict(crop=crop)
 
 # %% ../nbs/10_cli.ipynb #c2a906ca
 def print_recall(results: 'pd.DataFrame'):  # from `evaluate`
@@ -800,7 +826,7 @@ def extract(
     files = [seed_json/seed_file(name) for name in describe.what] if seed_json else []
     if len(set(files)) < len(files): raise ValueError('--seed-json: embedding and pool_norm_joint have one file name')
     refuse_existing(files, force)
-    how = settings(record, tfms=tfms, size=size, crop=crop)
+    how = settings(record, tfms=tfms, size=size, crop=crop or None)
     note = f'{model or backbone}' + (f', weights {weights}' if weights else '')
     features = extract_all(describe, table, out, shard, bs=batch_size, num_workers=workers, note=note, force=force,
                            facts=origin(model, weights), progress=watched(), skip_bad=skip_bad, **how)

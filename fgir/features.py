@@ -6,14 +6,16 @@ Docs: https://fgir.github.io/fgir/features.html.md"""
 
 # %% auto #0
 __all__ = ['FORMAT', 'ORIENTATION', 'Features', 'evaluating', 'by_size', 'batches_of', 'refuse_twice', 'write_rows',
-           'NoneReadable', 'batch_size', 'extract', 'ColorHistogram', 'sides', 'query_and_gallery', 'evaluate_recall',
-           'show_neighbours', 'save_retrieval_pictures']
+           'NoneReadable', 'batch_size', 'as_descriptor', 'trained_crop', 'crop_for', 'CropWarning', 'say_crop',
+           'extract', 'ColorHistogram', 'sides', 'query_and_gallery', 'evaluate_recall', 'show_neighbours',
+           'save_retrieval_pictures']
 
 # %% ../nbs/03a_features.ipynb #6e2bd0bc
 import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -404,6 +406,7 @@ def _fingerprint(descriptor: Callable) -> str | None:
 
 def _record(descriptor: Callable, table: pd.DataFrame, **made: object) -> dict:
     "How features are made, in JSON's types."
+    descriptor = as_descriptor(descriptor)
     cls = descriptor if isinstance(descriptor, type(_record)) else type(descriptor)
     return dict(model=f"{cls.__module__}.{cls.__qualname__}", config=getattr(descriptor, "config", None),
                 weights=_fingerprint(descriptor), dataset=table.attrs.get("dataset"), **made, fgir=__version__,
@@ -426,6 +429,37 @@ def batch_size(
     _one_of("tfms", tfms, tuple(TRANSFORMS))
     side = size or TRANSFORMS[tfms]["size"]
     return 64 if device.type != "cpu" else min(64, max(1, 2**18//side**2))
+
+# %% ../nbs/03a_features.ipynb #896001a7
+def as_descriptor(model: Callable) -> Callable:
+    "What a model describes by: its property `descriptor` if its class has one, as that of a classifier, else itself."
+    return model.descriptor if isinstance(getattr(type(model), "descriptor", None), property) else model
+
+# %% ../nbs/03a_features.ipynb #dc50a4c0
+def trained_crop(descriptor: Callable) -> bool | None:
+    "Whether a network was trained on images cut to boxes; None if it was not trained, or does not know."
+    parts = descriptor.modules() if isinstance(descriptor, nn.Module) else [descriptor]
+    return next((part.trained_crop for part in parts if hasattr(part, "trained_crop")), None)
+
+def crop_for(descriptor: Callable, data: pd.DataFrame | RetrievalDL, crop: bool | None = None) -> bool:
+    "Whether to cut images to their boxes: as asked, else as in training if there are boxes; a loader has decided."
+    if not isinstance(data, pd.DataFrame): return getattr(getattr(data, "dataset", None), "crop", False)
+    return bool(trained_crop(descriptor)) and "x1" in data if crop is None else crop
+
+# %% ../nbs/03a_features.ipynb #05a9f1ff
+class CropWarning(UserWarning):
+    "Images are cut in another way than those that a model or a gallery was made with."
+
+def say_crop(
+    made: bool | None,  # whether the maker's images were cut to boxes; None: it does not know
+    crop: bool,  # whether these are
+    what: str | Path,  # of the images
+    maker: str = "the model was trained on",
+):
+    "Warn in one line if images are cut in another way than those of their maker."
+    if made is None or bool(made) == crop: return
+    how, other = ("cut to a box", "whole images") if crop else ("taken whole, without a box", "boxes")
+    warnings.warn(f"{what}: {how}, but {maker} {other}", CropWarning, stacklevel=3)
 
 # %% ../nbs/03a_features.ipynb #24cb5ae0
 def _loader_of(data, size, tfms, bs, crop, device, norm, **kwargs) -> tuple[RetrievalDL, dict]:
@@ -457,7 +491,7 @@ def extract(
     size: int | None = None,  # pixels, as in `get_transforms`
     tfms: str = "cgd",  # one of `TRANSFORMS`, of which the test half is taken
     bs: int | None = None,  # images a batch; default see `batch_size`
-    crop: bool = False,  # crop to the boxes
+    crop: bool | None = None,  # crop to the boxes; default as the descriptor was trained, where there are boxes
     num_workers: int | None = None,  # as in `table_dl`
     cache: str | Path | None = None,  # as in `table_dl`
     device: str | torch.device | None = None,  # default where the descriptor's parameters are
@@ -472,11 +506,14 @@ def extract(
     "Describe every image; ValueError names the image whose vector is not finite, FileExistsError a finished `out`."
     if out and not isinstance(data, pd.DataFrame): raise ValueError("out: give the table, not a loader of it")
     if out and Path(out).exists() and not force: raise FileExistsError(f"{out} exists; force=True overwrites it")
+    descriptor, crop = as_descriptor(descriptor), crop_for(descriptor, data, crop)
     device, norm = torch.device(device) if device else _device(descriptor), _normalization(descriptor)
     how = (size, tfms, bs or batch_size(device, size, tfms), crop, device, norm)
     loading = dict(num_workers=num_workers, cache=cache, progress=progress)
     dl, made = _loader_of(data, *how, **loading)
     record = _record(descriptor, dl.table, **made, autocast=_precision(device), dtype=dtype, note=note) | dict(facts or {})
+    if dl.table.attrs.get("dataset") != "photo":  # of a photograph whoever asks for it says so
+        say_crop(trained_crop(descriptor), crop, f"images of {dl.table.attrs.get('root')}")
     store = _Store(dl.table, record, dtype, out and Path(out), force)
     rows = np.flatnonzero(~store.done)
     if 0 < len(rows) < len(store.done): dl, _ = _loader_of(dl.table.iloc[rows].reset_index(drop=True), *how, **loading)
@@ -577,9 +614,21 @@ def show_neighbours(
 def _search_one(features: Features, row: int, name: str, k: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
     "Scores and table rows of at most `k` neighbors of one row, in the gallery if there is one, else among all others."
     query, gallery = sides(features.table)
-    rows = np.setdiff1d(query, [row]) if gallery is None else gallery
+    rows = np.setdiff1d(query if gallery is None else gallery, [row])
     scores, found = neighbours(features[name][[row]], features[name][rows], k=min(k, len(rows)), metric=metric)
     return scores[0], rows[found[0]]
+
+# %% ../nbs/03a_features.ipynb #618f0e6a
+def _small(table: pd.DataFrame, row: int, crop: bool, color: str | None = None) -> Image.Image:
+    "An image squashed to 224×224 pixels, in a frame if a color is given."
+    image = load_row(table, row, crop).resize((224, 224), Image.Resampling.BILINEAR)
+    if color: ImageDraw.Draw(image).rectangle((0, 0, 223, 223), outline=color, width=8)
+    return image
+
+def _refuse_other_folder(folder: Path):
+    "Raise FileExistsError for a folder that holds something but no pictures of a search."
+    if folder.is_dir() and any(folder.iterdir()) and not (folder/"query_img.jpg").exists():
+        raise FileExistsError(f"{folder}: a folder of other files")
 
 # %% ../nbs/03a_features.ipynb #cf10cc81
 def save_retrieval_pictures(
@@ -588,20 +637,21 @@ def save_retrieval_pictures(
     out: str | Path,  # folder to make the query's folder in
     k: int = 8,  # neighbors, at most
     name: str | None = None,  # which array; default the first
-    metric: str = "euclidean",  # what the numbers in the file names are
-    crop: bool = False,  # crop to the boxes
+    metric: str = "euclidean",  # what the numbers in the file names are; seed 003 has "cosine"
+    crop: bool | None = None,  # crop to the boxes; default as the features were made
     force: bool = False,  # overwrite the query's folder
+    folder: str | None = None,  # its name; default the row and the name of the query's file
 ) -> Path:  # the query's folder
-    "Write a query and its neighbors as pictures with green and red frames (seed 002, `test.py`)."
-    table, size = features.table, (224, 224)
+    "Write a query and its neighbors as pictures with green and red frames (seeds 002 and 003, `test.py`)."
+    table, labels = features.table, features.table["label"].to_numpy()
     if not 0 <= row < len(table): raise ValueError(f"row must be 0 to {len(table) - 1}, got {row}")
+    crop = bool(features.record.get("crop")) if crop is None else crop
     scores, found = _search_one(features, row, name or features.names[0], k, metric)
-    folder = Path(out)/f"{row}_{Path(table['path'].iat[row]).stem}"
-    with write_folder_atomic(folder, force) as tmp:
-        load_row(table, row, crop).resize(size, Image.Resampling.BILINEAR).save(tmp/"query_img.jpg")
+    made = Path(out)/(folder or f"{row}_{Path(table['path'].iat[row]).stem}")
+    _refuse_other_folder(made)
+    with write_folder_atomic(made, force) as tmp:
+        _small(table, row, crop).save(tmp/"query_img.jpg")
         for rank, (score, i) in enumerate(zip(scores, found, strict=True), 1):
-            image = load_row(table, i, crop).resize(size, Image.Resampling.BILINEAR)
-            color = "green" if table["label"].iat[i] == table["label"].iat[row] else "red"
-            ImageDraw.Draw(image).rectangle((0, 0, 223, 223), outline=color, width=8)
-            image.save(tmp/f"retrieval_img_{rank}_{score:.4f}.jpg")
-    return folder
+            color = "green" if labels[i] == labels[row] else "red"
+            _small(table, i, crop, color).save(tmp/f"retrieval_img_{rank}_{score:.4f}.jpg")
+    return made

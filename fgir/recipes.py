@@ -500,7 +500,7 @@ def describe_test(
     "Features of the test images, cut as the recipe says; of a classifier, what it feeds its last layer with."
     test = table[table['split'].isin(['test', 'query', 'gallery'])].reset_index(drop=True)
     r = learn.recipe
-    return extract(getattr(learn.model, 'descriptor', learn.model), test, size=r['size'], tfms=r['tfms'], crop=r['crop'],
+    return extract(learn.model, test, size=r['size'], tfms=r['tfms'], crop=r['crop'],
                    num_workers=learn.dls.train.fake_l.num_workers, progress=progress,
                    facts=how_trained(learn.facts if learn.history else {}), **kwargs)
 

@@ -22,7 +22,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .features import Features, query_and_gallery
+from .features import Features, as_descriptor, query_and_gallery
 from .metrics import score_lists
 from .search import neighbours
 
@@ -112,6 +112,7 @@ class Views(nn.Module):
     ):
         super().__init__()
         if not scales or min(scales) <= 0: raise ValueError(f'scales: expected numbers above 0, found {scales}')
+        descriptor = as_descriptor(descriptor)
         self.descriptor, self.flip, self.scales = descriptor, flip, tuple(scales)
         self.config = dict(flip=flip, scales=list(scales), of=type(descriptor).__name__,
                            config=getattr(descriptor, 'config', None))

@@ -28,6 +28,7 @@ from fgir.features import (
     _precision,
     _record,
     batch_size,
+    crop_for,
     batches_of,
     extract,
     refuse_twice,
@@ -122,7 +123,7 @@ def extract_shard(
     size: int | None = None,  # this and the following as in `extract`
     tfms: str = 'cgd',
     bs: int | None = None,
-    crop: bool = False,
+    crop: bool | None = None,
     device: str | torch.device | None = None,
     force: bool = False,  # overwrite `out`, and a share of something else that was begun; finished shares are kept
     **kwargs,  # more of `extract`
@@ -131,6 +132,7 @@ def extract_shard(
     out, shard = Path(out), shard or own_share()
     refuse_twice(table, 'table')
     device = torch.device(device) if device else _device(descriptor)
+    crop = crop_for(descriptor, table, crop)
     cut = dict(size=size, tfms=tfms, bs=bs or batch_size(device, size, tfms), crop=crop)
     if out.exists() and not force: raise FileExistsError(f'{out} exists; force=True overwrites it')
     kwargs['facts'] = {**(kwargs.get('facts') or {}), BATCH: cut['bs']}
