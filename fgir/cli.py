@@ -10,15 +10,16 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'Batch', 'Ranks', 'Box', 'PICTURES', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'Net', 'Scratch',
            'Recalls', 'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set',
            'AnyRecalls', 'AnyPrecision', 'AnySeed', 'Log', 'Processes', 'GDConfig', 'Dim', 'Smoothing', 'Temperature',
-           'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'Share', 'RecipeGroup', 'about', 'one_line',
-           'warnings_in_a_line', 'main', 'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable',
-           'refuse_existing', 'check_picture', 'watched', 'epochs_shown', 'detect_layout', 'find_reader', 'given',
-           'given_choices', 'read_data', 'pick_device', 'check_descriptor_options', 'record_of', 'load_network',
-           'load_descriptor', 'pick_rows', 'origin', 'settings', 'print_recall', 'demo_learner', 'half_of_threads',
-           'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_start',
-           'check_test_rows', 'logger_of', 'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log',
-           'train_and_score', 'recipe', 'cgd', 'fgic', 'classify', 'say_skipped', 'extract', 'name_files',
-           'print_rerank', 'evaluate', 'pick_array', 'show_answer', 'search']
+           'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'Share', 'Kind', 'LeaveSelf', 'RecipeGroup', 'about',
+           'one_line', 'warnings_in_a_line', 'main', 'option', 'argument', 'switch', 'parse_ranks', 'parse_valid',
+           'check_writable', 'refuse_existing', 'check_picture', 'watched', 'epochs_shown', 'detect_layout',
+           'find_reader', 'given', 'given_choices', 'read_data', 'pick_device', 'check_descriptor_options', 'record_of',
+           'load_network', 'load_descriptor', 'pick_rows', 'origin', 'settings', 'print_recall', 'demo_learner',
+           'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings',
+           'check_start', 'check_test_rows', 'logger_of', 'is_one_of_several', 'one_of_several', 'in_processes',
+           'fit_and_log', 'train_and_score', 'recipe', 'cgd', 'fgic', 'classify', 'say_skipped', 'extract',
+           'name_files', 'print_rerank', 'evaluate', 'pick_array', 'find_row', 'box_of', 'search_row', 'say_left_out',
+           'show_answer', 'save_pictures', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -891,18 +892,65 @@ def pick_array(
     if name not in features.names: raise ValueError(f"--array: name one of {', '.join(features.names)}")
     return name
 
+# %% ../nbs/10_cli.ipynb #fc1bc206
+def find_row(features: 'Features', image: Path) -> int | None:
+    "The row of the features whose image is that file; None if there is none."
+    from fgir.index import _spellings
+
+    paths = features.table['path']
+    there = paths.isin(_spellings(image, features.table.attrs.get('root'))).to_numpy()
+    return int(there.argmax()) if there.any() else None
+
+def box_of(row: 'pd.Series', record: dict) -> list[float] | None:
+    "The box of a row of a table, if its images are described by their boxes."
+    return [float(row[c]) for c in ('x1', 'y1', 'x2', 'y2')] if record.get('crop') else None
+
+# %% ../nbs/10_cli.ipynb #85612a4f
+def search_row(index: 'Index', vector, image: Path, k: int, leave_self: bool) -> 'pd.DataFrame':
+    "Search with the vector that a file of features has for a photograph, as `search_image` does."
+    from fgir.index import _without
+
+    own = index.same_file(image) if leave_self else []
+    return _without(index.search(vector, min(k + len(own), max(k, len(index)))), own, k)
+
 # %% ../nbs/10_cli.ipynb #236ccc8f
-def show_answer(index: 'Index', image: Path, found: 'pd.DataFrame', box, as_json: bool, picture: Path | None):
-    "Print what was found for a photograph, and draw it if a picture is wanted."
+Kind = option(str | None, 'What the photograph shows: right answers are framed green, others red.', '--name',
+              metavar='KIND', default='known for a photograph of the gallery')
+LeaveSelf = option(bool, 'Whether a photograph of the gallery is left out of its own answer.',
+                   '--leave-out-self/--keep-self')
+
+def say_left_out(found: 'pd.DataFrame'):
+    "Say which images of the gallery are the photograph itself, and were left out."
+    for path in found.attrs['left_out']:
+        print(f'{path} is the photograph itself and was left out; --keep-self keeps it', file=sys.stderr)
+
+# %% ../nbs/10_cli.ipynb #f9c82131
+def show_answer(index: 'Index', image: Path, found: 'pd.DataFrame', box, as_json: bool, picture: Path | None,
+                name: str | None = None):
+    "Print what was found for a photograph of the kind `name`, and draw it if a picture is wanted."
     from fgir.data import write_atomic
     from fgir.index import show_search
 
+    say_left_out(found)
+    if name and name not in index.store.classes(): print(f'{name}: no image of the gallery shows it', file=sys.stderr)
     answer = found[['rank', 'score', 'name', 'path']]
     if as_json: print(json.dumps(answer.to_dict('records')))
-    else: print(answer.to_string(index=False, float_format='%.4f'))
+    else: print(*([f'{image}: {name}'] if name else []), answer.to_string(index=False, float_format='%.4f'), sep='\n')
     if picture:
-        with write_atomic(picture) as tmp: show_search(index, image, found, box=box).savefig(tmp)
+        with write_atomic(picture) as tmp: show_search(index, image, found, name, box).savefig(tmp)
 
+# %% ../nbs/10_cli.ipynb #fcbae82e
+def save_pictures(features: 'Features', row: int | None, image: Path, out: Path, k: int, array: str, metric: str,
+                  force: bool):
+    "Write the answer for a photograph of the set as the programs of seeds 002 and 003 do; ValueError for another."
+    from fgir.features import save_retrieval_pictures
+
+    if row is None: raise ValueError(f'--pictures: {image} is none of the described images')
+    folder = Path(features.table['path'].iat[row]).name.partition('.')[0]
+    made = save_retrieval_pictures(features, row, out, k, array, metric, force=force, folder=folder)
+    print(f'{made}: query_img.jpg and {len(list(made.iterdir())) - 1} answers', file=sys.stderr)
+
+# %% ../nbs/10_cli.ipynb #6ba3394b
 @app.command()
 def search(
     image: argument(Path, 'IMAGE', 'The photograph to search with.'),
@@ -910,20 +958,36 @@ def search(
     model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
     descriptor: Descriptor = None,
     array: option(str | None, 'Array to search in.', metavar='NAME', default='the only one, or embedding') = None,
-    k: option(int, 'Images to find.', '-k', '--k', min=1, metavar='N') = 8,
-    box: Box = None,
+    k: option(int, 'Images to find.', '-k', '--k', '--retrieval-num', min=1, metavar='N') = 8,
+    leave_self: LeaveSelf = True, name: Kind = None, box: Box = None,
     as_json: switch('--json', 'Print JSON.', 'a table') = False,
     picture: option(Path | None, 'Write a picture of the answer.', metavar='PNG', default='none') = None,
+    pictures: option(Path | None, 'Write a framed picture of each answer into a folder below this one, as CGD and PP '
+                     'do for a photograph of the set.', metavar='FOLDER', default='none') = None,
+    metric: option(str | None, 'The number in the names of --pictures: euclidean, as CGD, or cosine, as PP.',
+                   metavar='NAME', default='euclidean') = None,
     device: Device = None, force: Force = False,
 ):
-    "Find the images that are most like a photograph."
-    check_descriptor_options(model, backbone, weights, pool, descriptor)
-    refuse_existing([picture] if picture else [], force)
+    "Find the images that are most like a photograph. One of those described needs no model."
+    described_by = (model, backbone, weights, pool, descriptor)
+    if any(described_by): check_descriptor_options(*described_by)
+    elif box or device: raise ValueError('--box and --device go with --model or --backbone')
+    if metric and not pictures: raise ValueError('--metric goes with --pictures')
+    check_picture(picture, force)
     from fgir.features import Features
     from fgir.index import Index
 
-    gallery = Features.load(features)
-    if 'gallery' in set(gallery.table['split']): gallery = gallery.select('gallery')
-    index = Index.build(gallery, pick_array(gallery, array))
-    found = index.search_image(image, load_descriptor(model, backbone, weights, pool, device, descriptor)[0], k=k, box=box)
-    show_answer(index, image, found, box, as_json, picture)
+    known = Features.load(features)
+    gallery = known.select('gallery') if 'gallery' in set(known.table['split']) else known
+    index, row = Index.build(gallery, pick_array(gallery, array)), find_row(known, image)
+    if row is None and not any(described_by):
+        raise ValueError(f'{image}: none of the images of {features}, so name one of --model FILE and --backbone NAME')
+    if row is not None:
+        name = name or known.table['name'].iat[row]
+        box = box or box_of(known.table.iloc[row], known.record)
+    if pictures: save_pictures(known, row, image, pictures, k, index.name, metric or 'euclidean', force)
+    if any(described_by):
+        describe, _ = load_descriptor(model, backbone, weights, pool, device, descriptor)
+        found = index.search_image(image, describe, k, box, leave_out_self=leave_self)
+    else: found = search_row(index, known[index.name][row], image, k, leave_self)
+    show_answer(index, image, found, box, as_json, picture, name)

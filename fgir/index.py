@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .data import BOX, image_path, load_image, make_table, write_atomic
-from .features import Features, _create, _header, _map, extract, refuse_twice, show_neighbours
+from .features import Features, _create, _header, _map, extract, refuse_twice, say_crop, show_neighbours
 from .loaders import TRANSFORMS
 
 # %% ../nbs/07_index.ipynb #b94e330a
@@ -314,6 +314,14 @@ def same_file(self: Index, photo: str | Path) -> list[str]:
     "Paths of the gallery's images that are the file of a photograph."
     return self.store.present(_spellings(photo, self.store.root))
 
+# %% ../nbs/07_index.ipynb #36e7f48c
+@patch
+def about_photo(self: Index, photo: str | Path) -> pd.Series | None:
+    "The row of the gallery's table for a photograph that is one of its images, None for any other."
+    own = self.same_file(photo)
+    anywhere = np.eye(1, self.store.dim, dtype=np.float32)
+    return self.store.find(anywhere, 1, dict(path=own)).iloc[0] if own else None
+
 # %% ../nbs/07_index.ipynb #2d4e081a
 def _without(found: pd.DataFrame, own: Sequence[str], k: int) -> pd.DataFrame:
     "The first `k` answers to one query that are not `own`, which `attrs['left_out']` lists."
@@ -336,6 +344,7 @@ def search_image(
 ) -> pd.DataFrame:  # as `search`; `attrs['left_out']` are the paths that were left out
     "Describe a photograph as the gallery was described, and search with it."
     how = self.as_described(tfms, size)
+    say_crop(self.record.get('crop'), box is not None, path, 'the gallery was made of')
     photo = extract(descriptor, photo_table(path, box), crop=True, **how)
     self.check_descriptor(descriptor, photo.record, **how)
     own = self.same_file(path) if leave_out_self else []

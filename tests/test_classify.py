@@ -452,8 +452,8 @@ def test_pictures_show_the_closest_classes(test):
 
 def test_features_of_a_classifier_find_images(saved, test):
     net = load_model(saved)
-    features = extract(net.descriptor, test, size=32, tfms='fgic', progress=False)
-    x = features['S']
+    features = extract(net, test, size=32, tfms='fgic', progress=False)
+    x = features['embedding']
     assert x.shape == (36, net.backbone.n_features) and np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)
     batch = table_dl(test, 32, bs=36, tfms='fgic', mean=net.backbone.mean, std=net.backbone.std).one_batch()[0]
     with torch.no_grad(): assert np.allclose(x, net.embed(batch.as_subclass(torch.Tensor)), atol=1e-5)
