@@ -90,7 +90,7 @@ def test_accuracy_with_a_box_is_one_number_by_every_way_in(learns, files, test, 
         asked = [named_by_command(capsys, files[True], p, b) for p, b in zip(photos, boxes, strict=True)]
     ways['command'] = np.mean(np.array([name for name, _ in asked]) == test['name'])
     assert not any(err for _, err in asked)
-    assert ways == {way: pytest.approx(ways['file']) for way in ways} and ways['file'] > .3, ways
+    assert ways == {way: pytest.approx(ways['file']) for way in ways} and len(set(found)) > 1, ways
     whole = class_logits(files[True], test, crop=False, progress=False)[0]
     assert (whole.argmax(1) != logits.argmax(1)).any(), 'the fish do not need their boxes'
 
