@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from .cfga import Call, Describe, _forward, _matrices, aggregate, describe_call
 from .data import load_image
-from .features import _device, _normalization, evaluating
+from .features import _device, _normalization, as_descriptor, evaluating
 from .loaders import get_transforms
 
 # %% ../nbs/06a_explain.ipynb #9dd80029
@@ -155,6 +155,7 @@ def evidence(
     name: str | None = None,  # a layer, a set, 'embedding', a pooling; default the first set, layer, pooling
 ) -> tuple[Tensor, Tensor, float]:  # maps (h,w) of both, and the cosine
     "What each position of two images adds to their similarity; ValueError for an array that has no positions."
+    descriptor = as_descriptor(descriptor)
     with torch.inference_mode(False):
         a, b = (x.clone() if x.is_inference() else x for x in (a, b))
         if not isinstance(descriptor, Describe): return _embedding_evidence(descriptor, a, b, name)

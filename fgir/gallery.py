@@ -99,7 +99,7 @@ def described(
     descriptor, record = make_descriptor(source, device)
     facts = cli.origin(source['model'] and Path(source['model']), source['weights'])
     features = extract(descriptor, table, out=kept, force=kept.exists(), facts=facts, progress=cli.watched(),
-                       **{**cli.settings(record), **{k: v for k, v in (cut or {}).items() if v}}, **how)
+                       **{**cli.settings(record), **{k: v for k, v in (cut or {}).items() if v is not None}}, **how)
     cli.say_skipped(features)
     return Features(features.arrays, features.table, {**features.record, 'source': source})
 
@@ -146,7 +146,7 @@ def build(
     refuse_taken(gallery, force)
     named = dict(model=model, backbone=backbone, weights=weights, pool=pool, descriptor=descriptor)
     source = {} if images.suffix == '.safetensors' else source_of({}, **named)
-    features = described(images, source, part_of(gallery), rows, dict(tfms=tfms, size=size, crop=crop), device,
+    features = described(images, source, part_of(gallery), rows, dict(tfms=tfms, size=size, crop=crop or None), device,
                          dict(data=data, split=split, level=level), bs=batch_size, num_workers=workers, skip_bad=skip_bad)
     make_gallery(features, gallery, array, kind, chosen, force)
 
@@ -207,15 +207,18 @@ def search(
     gallery: Gallery, image: argument(Path, 'IMAGE', 'The photograph to search with.'),
     k: option(int, 'Images to find.', '-k', '--k', min=1, metavar='N') = 8,
     where: option(list[str], 'Only images with this value; may be given again.', metavar='COLUMN=VALUE') = [],  # noqa: B006
-    box: cli.Box = None, as_json: switch('--json', 'Print JSON.', 'a table') = False,
+    leave_self: cli.LeaveSelf = True, name: cli.Kind = None, box: cli.Box = None,
+    as_json: switch('--json', 'Print JSON.', 'a table') = False,
     picture: option(Path | None, 'Write a picture of the answer.', metavar='PNG', default='none') = None,
     model: cli.Model = None, backbone: cli.Backbone = None, weights: cli.Weights = None, pool: cli.Pool = None,
     descriptor: cli.Descriptor = None, device: cli.Device = None, force: cli.Force = False,
 ):
     "Find the images of a gallery that are most like a photograph."
-    refuse_existing([picture] if picture else [], force)
+    cli.check_picture(picture, force)
     opened, only = open_gallery(gallery), parse_where(where)
     named = dict(model=model, backbone=backbone, weights=weights, pool=pool, descriptor=descriptor)
     describe, _ = make_descriptor(source_of(opened.record, **named), device)
-    found = opened.search_image(image, describe, min(k, len(opened)), box, filter=only)
-    cli.show_answer(opened, image, found, box, as_json, picture)
+    if (own := opened.about_photo(image)) is not None:
+        name, box = name or own['name'], box or cli.box_of(own, opened.record)
+    found = opened.search_image(image, describe, min(k, len(opened)), box, filter=only, leave_out_self=leave_self)
+    cli.show_answer(opened, image, found, box, as_json, picture, name)

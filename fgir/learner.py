@@ -482,6 +482,8 @@ def retrieval_learner(
     "A Learner that trains `model` on `dls.train` and shows Recall@K on `dls.valid`; ValueError if their colors disagree."
     if isinstance(model, str): model = RetrievalNet(create_backbone(model))
     _check_colors(dls, model)
+    crop = getattr(getattr(dls.train, 'dataset', None), 'crop', None)
+    if crop is not None: getattr(model, 'backbone', model).trained_crop = crop
     model = model.to(device=dls.device, memory_format=torch.channels_last)
     loss, scorer = TrainOnlyLoss(loss), scorer or RetrievalEval(ks)
     default = [TrainEvalCallback(), RetrievalRecorder(batch_metrics), CastToTensor(), SeedEpoch(seed), scorer,

@@ -104,12 +104,13 @@ def read_photo(path: str | Path) -> Image.Image:
 # %% ../nbs/10b_serve.ipynb #28c46fff
 def check_fits(index: 'Index', describe: Callable, folders: Sequence[Path]):
     "ValueError unless a descriptor describes the gallery's first image as the gallery has it; without its file, nothing."
-    from fgir.data import image_path
+    from fgir.data import BOX, image_path
 
     index.as_described()
-    try: file = served_file(image_path(index.store.sample()[0], 0), folders)
+    first = index.store.sample()[0]
+    try: file = served_file(image_path(first, 0), folders)
     except ValueError: return
-    index.search_image(file, describe, 1)
+    index.search_image(file, describe, 1, first[BOX].iloc[0] if index.record.get('crop') else None)
 
 # %% ../nbs/10b_serve.ipynb #fbfb0159
 def answer(
@@ -168,6 +169,7 @@ def facts(index: 'Index') -> str:
     by = ' '.join(Path(v).name for v in source.values()) or str(index.record.get('model', '?')).rpartition('.')[2]
     words = (f'{len(index):,} images', f'{len(index.store.classes()):,} classes', f'described by {by} ({index.name})',
              f'engine {index.store.kind}')
+    if index.record.get('crop'): words += 'made of boxes: cut your photograph to its object',
     return escape(' · '.join(words))
 
 # %% ../nbs/10b_serve.ipynb #a1894af4

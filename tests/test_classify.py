@@ -11,12 +11,15 @@ from fastai.callback.core import Callback
 from torch import nn
 
 import fgir
+from fgir import cli, learner
 from fgir.backbones import create_backbone, load_model, read_record, save_model
+from fgir.cfga import Describe
 from fgir.classify import (
     AccuracyEval,
     Classifier,
     accuracy,
     check_classes,
+    class_logits,
     classify_image,
     closest_classes,
     confusion,
@@ -29,9 +32,15 @@ from fgir.classify import (
     top_k_hits,
 )
 from fgir.data import BadImage, hold_out_classes, image_path, load_row, read_cub
-from fgir.features import evaluate_recall, extract
+from fgir.evaluation import describe_all
+from fgir.explain import evidence
+from fgir.features import Features, evaluate_recall, extract
+from fgir.formats import write_table
+from fgir.index import Index
 from fgir.loaders import get_transforms, table_dl
-from fgir.recipes import get_recipe, hold_out_images, learner_from_recipe
+from fgir.recipes import describe_test, get_recipe, hold_out_images, learner_from_recipe, save_results
+from fgir.rerank import Views
+from fgir.shards import extract_shard
 from fgir.synth import synth_dataset
 
 @pytest.fixture(scope='module')
@@ -452,8 +461,8 @@ def test_pictures_show_the_closest_classes(test):
 
 def test_features_of_a_classifier_find_images(saved, test):
     net = load_model(saved)
-    features = extract(net.descriptor, test, size=32, tfms='fgic', progress=False)
-    x = features['S']
+    features = extract(net, test, size=32, tfms='fgic', progress=False)
+    x = features['embedding']
     assert x.shape == (36, net.backbone.n_features) and np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)
     batch = table_dl(test, 32, bs=36, tfms='fgic', mean=net.backbone.mean, std=net.backbone.std).one_batch()[0]
     with torch.no_grad(): assert np.allclose(x, net.embed(batch.as_subclass(torch.Tensor)), atol=1e-5)
@@ -461,6 +470,57 @@ def test_features_of_a_classifier_find_images(saved, test):
     right = (test.label.to_numpy()[sims.argmax(1)] == test.label.to_numpy()).mean()
     assert evaluate_recall(features)['R@1'][0] == pytest.approx(right)
     assert evaluate_recall(features)['R@8'][0] > 8*5/35*.4
+
+
+def by_command(command):
+    def describe(run, saved, test, tmp_path):
+        write_table(test, tmp_path/'test.csv')
+        words = [*command.split(), tmp_path/'test.csv', *(['--out'] if command == 'extract' else []), tmp_path/'x.safetensors']
+        assert cli.main([*map(str, words), '--model', str(saved), '--rows', 'all', '--device', 'cpu']) == 0
+        return Features.load(tmp_path/'x.safetensors')['embedding']
+    return describe
+
+
+HOW = dict(size=32, tfms='fgic', progress=False)
+WAYS = {
+    'extract': lambda run, saved, test, out: extract(load_model(saved), test, **HOW)['embedding'],
+    'of a Learner': lambda run, saved, test, out: extract(run.model, test, **HOW)['embedding'],
+    'extract_shard': lambda run, saved, test, out: extract_shard(load_model(saved), test, out/'x.st', (0, 1), **HOW)['embedding'],
+    'describe_all': lambda run, saved, test, out: describe_all(
+        dict(net=load_model(saved)), dict(fish=test), out, **HOW)['fish, net']['embedding'],
+    'describe_test': lambda run, saved, test, out: describe_test(run, test, progress=False)['embedding'],
+    'save_results': lambda run, saved, test, out: save_results(run, test, 1, 1, force=True, progress=False)['embedding'],
+    'Views': lambda run, saved, test, out: extract(Views(load_model(saved), flip=False), test, **HOW)['embedding'],
+    'Describe': lambda run, saved, test, out: extract(Describe(load_model(saved), 'embedding'), test, **HOW)['embedding'],
+    'load_descriptor': lambda run, saved, test, out: extract(cli.load_descriptor(saved, device='cpu')[0], test, **HOW)['embedding'],
+    'fgir extract': by_command('extract'), 'fgir index build': by_command('index build')}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_a_classifier_describes_by_its_pooled_features_by_every_way_in(run, saved, test, tmp_path, way):
+    few = test[:6]
+    x = WAYS[way](run, saved, few, tmp_path)
+    net = load_model(saved)
+    batch = table_dl(few, 32, bs=6, tfms='fgic', mean=net.backbone.mean, std=net.backbone.std).one_batch()[0]
+    with torch.no_grad(): expected = net.embed(batch.as_subclass(torch.Tensor)).numpy()
+    np.testing.assert_allclose(x, expected, atol=1e-5)
+
+
+def test_searches_and_pictures_of_a_classifier_take_its_features(run, saved, test, monkeypatch):
+    net, few = load_model(saved), test[:6]
+    index = Index.build(extract(net, few, **HOW))
+    assert index.search_image(image_path(few, 2), net, 1, leave_out_self=False)['score'][0] == pytest.approx(1, abs=1e-5)
+    drawn = {}
+    monkeypatch.setattr(learner, 'show_neighbours', lambda *args, **kwargs: drawn.update(kwargs))
+    run.show_results(max_n=36, k=1)
+    x = extract(net, run.dls.valid, progress=False)['embedding']
+    cosines = x @ x.T - 9*np.eye(len(x))
+    assert np.allclose(np.ravel(drawn['scores']), cosines.max(1), atol=1e-4)
+    a, b = (torch.randn(1, 3, 32, 32) for _ in 'ab')
+    with torch.no_grad(): expected = (net.embed(a)*net.embed(b)).sum().item()
+    assert evidence(net, a, b)[2] == pytest.approx(expected, abs=1e-5)
+    logits, _, names = class_logits(saved, few, progress=False)
+    assert logits.shape == (6, 6) and len(names) == 6
 
 
 def test_public_names():

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torchvision.models import resnet18, resnet50
 
 from fgir import cli
-from fgir.data import BOX, shared_dir
+from fgir.backbones import RetrievalNet, create_backbone, save_model
+from fgir.data import BOX, load_row, shared_dir
 from fgir.features import Features
 from fgir.formats import write_table
 from fgir.synth import synth_dataset
@@ -96,7 +98,7 @@ def test_the_whole_way(fish, tmp_path, capsys, monkeypatch):
 
     photo = f"{root}/{features.table['path'][3]}"
     out = fgir('search', photo, '--features', 'fish.safetensors', '--model', model, '-k', 3, '--json', '--device',
-               'cpu', '--picture', 'r.png')
+               'cpu', '--picture', 'r.png', '--keep-self')
     answer = json.loads(out)
     assert [a['rank'] for a in answer] == [1, 2, 3] and answer[0]['path'] == features.table['path'][3]
     assert answer[0]['score'] == pytest.approx(1, abs=1e-4) and Image.open(tmp_path/'r.png').width > 100
@@ -146,7 +148,7 @@ def test_cfga(fish, tmp_path, capsys, monkeypatch):
     assert 'cfga+' in fgir('evaluate', 'all.st', '--ks', '1,2')
 
     photo = f"{root}/{features.table['path'][3]}"
-    found = fgir('search', photo, '--features', 'all.st', *net, 'cfga', '--array', 'cfga+', '-k', 1, '--json')
+    found = fgir('search', photo, '--features', 'all.st', *net, 'cfga', '--array', 'cfga+', '-k', 1, '--json', '--keep-self')
     assert json.loads(found)[0]['path'] == features.table['path'][3]
 
 
@@ -454,20 +456,122 @@ def test_files_of_the_same_name(gallery, tmp_path, capsys, monkeypatch):
 
 
 def test_search_in_crops(fish, tmp_path, capsys, monkeypatch):
+    """A photograph of the gallery has its box; another needs one, and whoever gives none is told."""
     monkeypatch.chdir(tmp_path)
     torch.save(resnet18().state_dict(), 'random.pth')
     net = ['--backbone', 'resnet18', '--weights', 'random.pth', '--device', 'cpu']
     assert run(capsys, 'extract', fish.attrs['root'], *net, *'--size 32 --rows all --crop --out x.st'.split())[0] == 0
     photo, box = f"{fish.attrs['root']}/{fish['path'][7]}", [int(v) for v in fish.loc[7, BOX]]
-    search = ['search', photo, '--features', 'x.st', *net, '-k', 1, '--json']
-    status, out, err = run(capsys, *search, '--box', *box, '--picture', 'r.png')
-    answer, = json.loads(out)
-    assert answer['path'] == fish['path'][7] and answer['score'] == pytest.approx(1, abs=1e-4)
-    assert Image.open('r.png').width > 100
-    assert json.loads(run(capsys, *search)[1])[0]['score'] < .9999
+    shutil.copy(photo, 'copy.jpg')
+    search = [*'search copy.jpg --features x.st'.split(), *net, *'-k 1 --json'.split()]
+    for words in ([*search, '--box', *box], ['search', photo, *search[2:], '--keep-self']):
+        status, out, err = run(capsys, *words, '--picture', 'r.png', '--force')
+        answer, = json.loads(out)
+        assert answer['path'] == fish['path'][7] and answer['score'] == pytest.approx(1, abs=1e-4) and not err
+        assert Image.open('r.png').width > 100
+    status, out, err = run(capsys, *search)
+    assert json.loads(out)[0]['score'] < .9999
+    assert err == 'fgir: copy.jpg: taken whole, without a box, but the gallery was made of boxes\n'
     refused(capsys, *search, '--box', 9, 9, 9, 12, says='box: expected a box x1 < x2')
     refused(capsys, *search, '--box', 900, 900, 910, 910, says='lies outside of the image')
     refused(capsys, *search, '--box', 1, 2, 3, says='--box', status=2)
+
+
+@pytest.fixture(scope='module')
+def described(fish, tmp_path_factory):
+    """A file of random vectors, unit rows, of all images."""
+    x = np.random.default_rng(0).normal(size=(40, 6))
+    record = {'tfms': 'cgd', 'size': 32, 'crop': True}
+    file = tmp_path_factory.mktemp('described')/'fish.safetensors'
+    return Features({'embedding': x/np.linalg.norm(x, axis=1, keepdims=True)}, fish, record).save(file)
+
+
+def frames(file):
+    """The colors of the frames of a picture, from left to right: those of the pixels of a middle row that are pure."""
+    row = np.asarray(Image.open(file).convert('RGB')).astype(int)
+    row = row[row.shape[0]//2]
+    kinds = ['green' if tuple(p) == (0, 128, 0) else 'red' if tuple(p) == (255, 0, 0) else '' for p in row]
+    return [kind for kind, before in zip(kinds[1:], kinds, strict=False) if kind and kind != before][::2]
+
+
+def test_a_photograph_of_the_set_is_known(fish, described, tmp_path, capsys):
+    """It needs no model, is left out of its own answer, and the picture frames right and wrong; a stranger needs a model."""
+    features, row = Features.load(described), 7
+    photo, name = f"{fish.attrs['root']}/{fish['path'][row]}", fish['name'][row]
+    cosines = features['embedding'] @ features['embedding'][row]
+    order = [i for i in np.argsort(-cosines) if i != row][:5]
+    search = ['search', photo, '--features', described, '-k', 5]
+    status, out, err = run(capsys, *search, '--picture', tmp_path/'r.png')
+    assert status == 0 and out.startswith(f'{photo}: {name}\n') and fish['path'][order[0]] in out
+    assert err == f"{fish['path'][row]} is the photograph itself and was left out; --keep-self keeps it\n"
+    right = [('green' if fish['label'][i] == fish['label'][row] else 'red') for i in order]
+    assert frames(tmp_path/'r.png') == right
+    found = json.loads(run(capsys, *search, '--json')[1])
+    assert [a['path'] for a in found] == fish['path'][order].tolist() and [a['rank'] for a in found] == [1, 2, 3, 4, 5]
+    kept = json.loads(run(capsys, *search, '--json', '--keep-self')[1])
+    assert [a['path'] for a in kept] == fish['path'][[row, *order[:4]]].tolist()
+    other = fish['name'][order[0]]
+    status, out, err = run(capsys, *search, '--picture', tmp_path/'o.png', '--name', other)
+    assert frames(tmp_path/'o.png')[0] == 'green' and out.startswith(f'{photo}: {other}\n')
+    status, out, err = run(capsys, *search, '--name', 'whale', '--picture', tmp_path/'w.png')
+    assert 'whale: no image of the gallery shows it' in err and set(frames(tmp_path/'w.png')) == {'red'}
+    shutil.copy(photo, tmp_path/'copy.jpg')
+    refused(capsys, 'search', tmp_path/'copy.jpg', *search[2:], says='copy.jpg: none of the images of')
+    refused(capsys, *search, '--box', 1, 2, 3, 4, says='--box and --device go with --model or --backbone')
+
+
+def test_a_query_knows_its_kind_where_it_is_no_part_of_the_gallery(fish, tmp_path, capsys):
+    table = fish.assign(split=['query', 'gallery']*20)
+    x = np.random.default_rng(0).normal(size=(40, 6))
+    Features({'a': x}, table, {'tfms': 'cgd', 'size': 32}).save(tmp_path/'shop.safetensors')
+    photo = f"{fish.attrs['root']}/{fish['path'][0]}"
+    status, out, err = run(capsys, 'search', photo, '--features', tmp_path/'shop.safetensors', '-k', 3, '--pictures', tmp_path)
+    assert status == 0 and out.startswith(f"{photo}: {fish['name'][0]}\n") and 'left out' not in err
+    assert all(fish['path'][i] not in out for i in range(2, 40, 2))
+    assert len(list((tmp_path/Path(photo).stem).iterdir())) == 4
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
+def test_pictures_as_the_programs_write_them(fish, described, tmp_path, capsys, metric):
+    """File names, sizes and frames of `test.py`: distances of CGD, similarities of PP."""
+    features, row = Features.load(described), 12
+    x, photo = features['embedding'], f"{fish.attrs['root']}/{fish['path'][row]}"
+    words = ['search', photo, '--features', described, '--retrieval_num', 6, '--pictures', tmp_path/'results']
+    status, out, err = run(capsys, *words, *(['--metric', 'cosine'] if metric == 'cosine' else []))
+    assert status == 0, err
+    numbers = x @ x[row] if metric == 'cosine' else np.linalg.norm(x - x[row], axis=1)
+    order = [i for i in np.argsort(-numbers if metric == 'cosine' else numbers) if i != row][:6]
+    folder = tmp_path/'results'/os.path.basename(photo).split('.')[0]
+    names = [f'retrieval_img_{k}_{numbers[i]:.4f}.jpg' for k, i in enumerate(order, 1)]
+    assert sorted(os.listdir(folder)) == sorted(['query_img.jpg', *names])
+    for name, i in zip(['query_img.jpg', *names], [row, *order], strict=True):
+        drawn = np.asarray(Image.open(folder/name)).astype(int)
+        expected = load_row(fish, i, crop=True).resize((224, 224), Image.Resampling.BILINEAR)
+        color = (0, 128, 0) if fish['label'][i] == fish['label'][row] else (255, 0, 0)
+        if name != 'query_img.jpg': ImageDraw.Draw(expected).rectangle((0, 0, 223, 223), outline=color, width=8)
+        expected.save(tmp_path/'expected.jpg')
+        np.testing.assert_array_equal(drawn, np.asarray(Image.open(tmp_path/'expected.jpg')).astype(int))
+
+
+def test_what_pictures_refuse(fish, described, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo = f"{fish.attrs['root']}/{fish['path'][3]}"
+    search = ['search', photo, '--features', described]
+    for name in ('found', 'found.txt', 'found.'):
+        refused(capsys, *search, '--picture', name, says=f'--picture {name}: give it a name that ends in .png')
+        refused(capsys, 'index', 'search', 'no.safetensors', photo, '--picture', name, says=f'--picture {name}: give it')
+    assert run(capsys, *search, '--pictures', 'out')[0] == 0
+    refused(capsys, *search, '--pictures', 'out', says='--force overwrites it')
+    assert run(capsys, *search, '--pictures', 'out', '--force', '-k', 2)[0] == 0
+    made, = os.listdir('out')
+    assert len(os.listdir(f'out/{made}')) == 3
+    (tmp_path/'mine'/made).mkdir(parents=True)
+    (tmp_path/'mine'/made/'diary.txt').touch()
+    refused(capsys, *search, '--pictures', 'mine', '--force', says=f'{made}: a folder of other files')
+    refused(capsys, *search, '--metric', 'cosine', says='--metric goes with --pictures')
+    shutil.copy(photo, 'copy.jpg')
+    refused(capsys, 'search', 'copy.jpg', *search[2:], '--backbone', 'resnet18', '--weights', 'no.pth', '--pictures', 'out',
+            says='--pictures: copy.jpg is none of the described images')
 
 
 def test_bad_boxes_are_skipped(tmp_path, capsys, monkeypatch):
@@ -599,3 +703,26 @@ def test_real_photographs(name, folder, tmp_path, capsys, monkeypatch):
     photo = f"{SHARED/'data'/folder}/{few['path'].iloc[-1]}"
     status, out, err = run(capsys, 'search', photo, '--features', 'x.st', *net, '-k', 2)
     assert status == 0 and few['path'].iloc[-1] in out, err
+
+
+@pytest.mark.parametrize('gallery', ['fish.safetensors', 'fish.db'])
+def test_a_photograph_of_a_gallery_is_known(fish, gallery, tmp_path, capsys, monkeypatch):
+    """`index search` knows its kind and its box, a file as well as a database."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_model(RetrievalNet(create_backbone('test_resnet', pretrained=False)), 'net')
+    words = ['--model', 'net.safetensors', '--device', 'cpu']
+    write_table(fish, 'fish.csv')
+    assert run(capsys, 'index', 'build', 'fish.csv', gallery, *words, *'--crop --size 32'.split())[0] == 0
+    photo = f"{fish.attrs['root']}/{fish['path'][7]}"
+    search = ['index', 'search', gallery, photo, '--device', 'cpu', '-k', 4]
+    status, out, err = run(capsys, *search, '--picture', 'r.png')
+    assert status == 0 and out.startswith(f"{photo}: {fish['name'][7]}\n") and err.count('\n') == 1 and 'left out' in err, err
+    found = json.loads(run(capsys, *search, '--json')[1])
+    assert frames('r.png') == ['green' if a['name'] == fish['name'][7] else 'red' for a in found]
+    kept = json.loads(run(capsys, *search, '--json', '--keep-self')[1])
+    assert kept[0]['path'] == fish['path'][7] and kept[0]['score'] == pytest.approx(1, abs=1e-5)
+    shutil.copy(photo, 'copy.jpg')
+    status, out, err = run(capsys, *search[:3], 'copy.jpg', *search[4:], '--name', fish['name'][7], '--picture', 'n.png')
+    assert status == 0 and 'taken whole' in err and set(frames('n.png')) <= {'green', 'red'}
+    assert run(capsys, *search[:3], 'copy.jpg', *search[4:], '--picture', 'u.png')[0] == 0 and frames('u.png') == []
