@@ -821,9 +821,9 @@ def print_rerank(features: dict[str, 'Features'], methods: list[str], ks: list[i
 
     measures = [*(f'R@{k}' for k in ks), 'MAP@R']
     for model, array in ((model, array) for model, f in features.items() for array in f.names):
-        found = evaluate_rerank(features[model], array, ['none', *methods], measures, max(100, ks[-1]))
-        found[measures] *= 100
-        print(f'\n{model}, {array}, first {max(100, ks[-1])} answers\n{found.round(1).to_string()}')
+        found = evaluate_rerank(features[model], array, ['none', *methods], measures)
+        found[[c for c in found if c != 'ms a query']] *= 100
+        print(f'\n{model}, {array}\n{found.round(1).to_string()}')
 
 # %% ../nbs/10_cli.ipynb #a13b09c2
 @app.command()
