@@ -323,9 +323,26 @@ def _distances(pair: Pair, rows: Tensor, columns: Tensor) -> Tensor:
               for i in range(0, len(q), size)]
     return torch.cat([block.norm(dim=2) for block in blocks])
 
-def _scores(pair: Pair, rows: Tensor, s: Tensor, columns: Tensor) -> Tensor:
-    "What a similarity is called in the metric: a cosine, an inner product, a distance."
-    if pair.metric == "euclidean": return _distances(pair, rows, columns).masked_fill(s == -torch.inf, torch.inf)
+# %% ../nbs/02a_search.ipynb #dc5b9106
+def _nearest(pair: Pair, part: Chunk, s: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    "The k nearest of candidates: distances and gallery rows (n, k), ties by gallery row."
+    away, columns = _sorted(-_distances(pair, part.rows, columns).masked_fill(s == -torch.inf, torch.inf), columns)
+    least = s[:, k - 1] - 2.**-29
+    for i in (s[:, -1] >= least).nonzero()[:, 0] if s.shape[1] < len(pair.gallery) else ():
+        near = (part.s[i] >= least[i] - part.error).nonzero()[:, 0]
+        far = torch.cat([_distances(pair, part.rows[i, None], some[None]) for some in near.split(BLOCK)], 1)
+        away[i, :k], columns[i, :k] = (x[0, :k] for x in _sorted(-far, near[None]))
+    return -away[:, :k], columns[:, :k]
+
+# %% ../nbs/02a_search.ipynb #0322564d
+def _listed(pair: Pair, part: Chunk, k: int) -> tuple[Tensor, Tensor]:
+    "The best k of a chunk: exact similarities, minus infinity for what is hidden, and gallery rows (n, k)."
+    s, columns = top(pair, part, k)
+    if part.error: s = exact_pairs(pair, part.rows, columns).masked_fill(s == -torch.inf, -torch.inf)
+    return s, columns
+
+def _scores(pair: Pair, rows: Tensor, s: Tensor) -> Tensor:
+    "What a similarity is called in the metric: a cosine or an inner product."
     return s if pair.metric == "cosine" else s * pair.query[rows].double().norm(dim=1, keepdim=True) * pair.length
 
 # %% ../nbs/02a_search.ipynb #9befddfb
@@ -343,10 +360,11 @@ def neighbours(
     if not 1 <= k <= room: raise ValueError(f"k must be 1 to {room}, the images there are to find, got {k}")
     dtype, found = torch.promote_types(torch.promote_types(pair.query.dtype, pair.gallery.dtype), torch.float32), []
     for part in chunks(pair, k, chunk):
-        s, columns = top(pair, part, k)
-        few = (s[:, -1] == -torch.inf).nonzero()[:, 0]
+        s, columns = _listed(pair, part, k if metric != "euclidean" else min(k + SPARE, len(pair.gallery)))
+        few = (s[:, k - 1] == -torch.inf).nonzero()[:, 0]
         if len(few): raise ValueError(f"query row {int(part.rows[few[0]])} may find fewer than k={k} images")
-        if part.error: s = exact_pairs(pair, part.rows, columns)
-        found.append((_scores(pair, part.rows, s, columns).to(dtype), columns))
+        if metric == "euclidean": s, columns = _nearest(pair, part, s, columns, k)
+        else: s = _scores(pair, part.rows, s)
+        found.append((s.to(dtype), columns))
     found = tuple(torch.cat(part) for part in zip(*found, strict=True))
     return found if isinstance(query, Tensor) else tuple(part.numpy() for part in found)
