@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 
 # %% ../nbs/03a_features.ipynb #8d5ebaeb
 from . import __version__
-from .data import BOX, BadImage, _one_of, image_path, load_row, write_atomic, write_folder_atomic
+from .data import BOX, BadImage, _one_of, image_path, load_row, open_image, write_atomic, write_folder_atomic
 from .loaders import IMAGENET_MEAN, IMAGENET_STD, TRANSFORMS, RetrievalDL, TableImages, table_dl
 from .metrics import check_ranks, score_queries
 from .search import neighbours
@@ -233,7 +233,7 @@ def _upright_size(dataset: TableImages, i: int) -> tuple[int, int]:
     "Width and height of the image of a row as the transform gets it."
     if dataset.cache: return tuple(reversed(dataset.cache.entries[dataset.paths[i]]["shape"]))
     try:
-        with Image.open(image_path(dataset.table, i)) as img:
+        with open_image(image_path(dataset.table, i)) as img:
             w, h = img.size if img.getexif().get(ORIENTATION, 1) < 5 else img.size[::-1]
     except Exception: return 0, 0
     if not dataset.crop: return w, h
