@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
-from .data import write_atomic
+from .data import load_pth, write_atomic
 from .loaders import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../nbs/01_backbones.ipynb #c703f857
@@ -343,11 +343,10 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
     "Read the tensors of a .pth or .safetensors file or http(s) address, unpacked from a checkpoint's outer dict."
     path = _fetch(str(source)) if _is_address(source) else Path(source)
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file of weights')
-    try:
-        if path.suffix == '.safetensors': state = load_file(path)
-        else: state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:
-        raise ValueError(f'{path}: not a whole file of weights ({_first_line(e)})') from e
+    if path.suffix != '.safetensors': state = load_pth(path)
+    else:
+        try: state = load_file(path)
+        except Exception as e: raise ValueError(f'{path}: not a whole file of weights ({_first_line(e)})') from e
     for key in ('state_dict', 'model', 'model_state_dict'):
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
     state = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
