@@ -1,5 +1,8 @@
 "Fault injection for the readers and the image loader: each bad input gives one clear error naming file and line."
 import os
+import re
+import socket
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -460,9 +463,19 @@ def test_16_bit_is_scaled(tmp_path, ext):
     assert np.asarray(out)[..., 0].tolist() == [[0, 1, 255], [128, 0, 1]]
 
 
-def test_32_bit_integers_are_read_as_16(tmp_path):
-    out = saved(tmp_path/'x.tif', Image.fromarray(np.array([[0, 65535, -5, 99999]], dtype=np.int32)))
-    assert np.asarray(out)[0, :, 0].tolist() == [0, 255, 0, 255]
+@pytest.mark.parametrize('dtype', [np.uint16, np.int32])
+@pytest.mark.parametrize('most, wanted', [(255, lambda v: v), (65535, lambda v: (v + 128)//257)])
+def test_the_largest_number_tells_the_range(tmp_path, dtype, most, wanted):
+    "8-bit data in files of 16 or 32 bits stay as they are: photographs loaded nearly black."
+    values = np.linspace(0, most, 300).astype(int)
+    out = saved(tmp_path/'x.tif', Image.fromarray(values.reshape(15, 20).astype(dtype)))
+    assert np.asarray(out)[..., 1].ravel().tolist() == wanted(values).tolist()
+
+
+@pytest.mark.parametrize('values', [[0, 65536], [-1, 200], [-2**31, 2**31 - 1]])
+def test_numbers_without_a_range_are_refused(tmp_path, values):
+    Image.fromarray(np.array([values], dtype=np.int32)).save(tmp_path/'x.tif')
+    refused(lambda: data.load_image(tmp_path/'x.tif'), data.BadImage, f'x.tif: an image of numbers from {values[0]} to {values[1]}')
 
 
 def test_floating_point_is_refused(tmp_path):
@@ -514,6 +527,97 @@ def test_not_an_image(tmp_path, content):
 def test_files_that_cannot_be_opened(tmp_path):
     refused(lambda: data.load_image(tmp_path/'no.jpg'), FileNotFoundError, 'no.jpg')
     refused(lambda: data.load_image(tmp_path), IsADirectoryError, str(tmp_path))
+
+
+def test_no_image_is_opened_but_by_the_list_of_formats():
+    "EPS files, which Pillow gives to Ghostscript, must not be opened anywhere."
+    calls = [(f.name, line) for f in Path(data.__file__).parent.glob('*.py') for line in f.read_text().splitlines()
+             if re.search(r'Image\.open\(|imread|read_image|PILImage', line)]
+    assert calls and [c for c in calls if 'formats=' not in c[1]] == []
+    assert set(data.FORMATS) <= {'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000'}
+
+
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%touch ran) (w) file\n%%EOF\n'
+FLI = (b'\x80\0\0\0\x12\xaf\1\0' + b'\x08\0'*2).ljust(128, b'\0')
+
+
+@pytest.mark.parametrize('content', [EPS, FLI, b'/* XPM */\n"8 8 1 1",\n"a c #000000",\n' + b'"aaaaaaaa",\n'*8, b'<svg/>'])
+def test_other_formats_are_not_opened(tmp_path, monkeypatch, content):
+    monkeypatch.setattr('subprocess.Popen', lambda *args, **kwargs: pytest.fail('a program was started'))
+    (tmp_path/'x.jpg').write_bytes(content)
+    refused(lambda: data.load_image(tmp_path/'x.jpg'), data.BadImage, 'x.jpg: not an image that can be identified')
+    table = data.make_table(['x.jpg'], [0], ['a'], 'test', tmp_path, 'x')
+    assert len(data.check_images(table, progress=False)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes on this system')
+def test_pipes_sockets_and_devices_are_no_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the name of a socket has to be short
+    os.mkfifo(tmp_path/'pipe.jpg')
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind('socket.jpg')
+        (tmp_path/'device.jpg').symlink_to('/dev/zero')
+        names = ['pipe.jpg', 'socket.jpg', 'device.jpg']
+        for name in names:
+            refused(lambda name=name: data.load_image(tmp_path/name), data.BadImage, f'{name}: a pipe, socket or device is no image')
+        table = data.make_table(names, [0]*3, ['a']*3, 'test', tmp_path, 'x')
+        assert len(data.check_images(table, progress=False)) == 3
+
+
+def test_vast_images_are_refused_in_a_line(tmp_path):
+    (tmp_path/'x.pgm').write_bytes(b'P5 60000 60000 255\n' + b'\0'*99)
+    refused(lambda: data.load_image(tmp_path/'x.pgm'), data.BadImage, 'x.pgm: Image size (3600000000 pixels)')
+
+
+def test_errors_without_words_are_named(tmp_path, monkeypatch, picture):
+    picture.save(tmp_path/'x.png')
+    def load(*args): raise MemoryError
+    monkeypatch.setattr('PIL.PngImagePlugin.PngImageFile.load', load)
+    refused(lambda: data.load_image(tmp_path/'x.png'), data.BadImage, 'x.png: MemoryError')
+
+
+@pytest.mark.parametrize('ending', sorted(data.IMAGE_EXTENSIONS))
+def test_every_ending_that_is_read_is_an_image(tmp_path, picture, ending):
+    "A photograph is saved under each ending, and found in its class folder."
+    for c in 'ab':
+        (tmp_path/c).mkdir()
+        picture.save(tmp_path/c/f'x{ending}')
+    table = data.read_folder(tmp_path)
+    assert table['path'].tolist() == [f'a/x{ending}', f'b/x{ending}']
+    assert data.load_row(table, 0).size == picture.size
+
+
+@pytest.mark.parametrize('lost', [['a/1.heic'], ['a/1.JXL', 'b/2.heic', 'b/3.heic'], ['x.heic'], ['a/deep/1.psd']])
+def test_what_is_left_out_of_a_folder_is_said_in_a_line(lay_out, caplog, lost):
+    root = lay_out('folder')
+    table = data.read_folder(root)
+    assert not caplog.records
+    for path in lost:
+        path = root/path.replace('a/', '001.Finch/').replace('b/', '002.Siskin/')
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    again = data.read_folder(root)
+    assert again['path'].equals(table['path']) and len(caplog.records) == 1
+    message, ending = caplog.records[0].getMessage(), Path(lost[-1]).suffix
+    assert message.startswith(f'{root}: left out ') and f'{len(lost) - (len(lost) > 1)} {ending}' in message and '\n' not in message
+
+
+def test_links_to_folders(lay_out, caplog, tmp_path_factory):
+    "A class folder may be a link; one further down is counted, and circles end."
+    root, other = lay_out('folder'), tmp_path_factory.mktemp('other')
+    Image.new('RGB', (8, 8)).save(other/'1.png')
+    (root/'005.Tit').symlink_to(other)
+    assert data.read_folder(root)['path'].iloc[-1] == '005.Tit/1.png' and not caplog.records
+    (root/'001.Finch'/'circle').symlink_to(root)
+    (root/'001.Finch'/'more').symlink_to(other)
+    assert len(data.read_folder(root)) == 9 and 'left out 2 linked folder(s) ' in caplog.records[0].getMessage()
+
+
+def test_a_class_of_unreadable_formats_is_an_error_that_counts_them(lay_out):
+    root = lay_out('folder')
+    (root/'009.Owl').mkdir()
+    for i in range(3): (root/'009.Owl'/f'{i}.heic').touch()
+    refused(lambda: data.read_folder(root), ValueError, '009.Owl: a class folder without an image that is read here (3 .heic)')
 
 
 def test_boxes(tmp_path, picture):

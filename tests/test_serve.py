@@ -25,8 +25,10 @@ from fgir.features import ColorHistogram, extract
 from fgir.index import Index
 from fgir.serve import (
     answer,
+    check_confirmed,
     check_fits,
     evidence_picture,
+    is_foreign,
     open_page,
     own_folder,
     read_photo,
@@ -119,6 +121,26 @@ def test_hostile_rows_become_cards_and_are_not_opened(fish, features, monkeypatc
         assert none is None and words == "No evidence: outside of the gallery's folder"
 
 
+@pytest.mark.parametrize('root', ['/', '//', '/tmp/..', 5, ['/etc'], None, ''])
+def test_what_is_no_folder_of_images_is_never_a_served_root(index, root):
+    "The whole disk is refused, what is no path shows nothing."
+    index.store.features.table.attrs['root'] = root
+    try: assert served_folders(index) == []
+    except ValueError as e: assert '--folder' in str(e) and isinstance(root, str)
+    with pytest.raises(ValueError, match='all that lies below /'): served_folders(index, ['/'])
+
+
+@pytest.mark.parametrize('host, folders, says', [
+    ('127.0.0.1', [], None), ('localhost', [], None), ('0.0.0.0', ['a'], None), ('0.0.0.0', [], '--folder'),
+    ('999.1.1.1', [], '--host 999.1.1.1: no address'), ('1.2.3.4.5', [], 'no address'), ('192.0.2.1', ['a'], 'no address'),
+    ('', [], 'no address'), ('a b', [], 'no address'), ('x'*300, [], 'no address'), ('exa\0mple', [], 'no address')])
+def test_an_address_is_checked_before_the_work(host, folders, says):
+    start = time.perf_counter()
+    if says is None: return check_confirmed(host, folders)
+    with pytest.raises(ValueError, match=says): check_confirmed(host, folders)
+    assert time.perf_counter() - start < 20
+
+
 # what comes in
 
 @pytest.mark.parametrize('kind', ['jpeg', 'png', 'webp', 'gif', 'bmp', 'tiff'])
@@ -130,7 +152,7 @@ def test_the_content_says_what_an_image_is(tmp_path, kind):
 
 @pytest.mark.parametrize('data, says', [
     (b'just words', 'no image'), (b'', 'no image'), (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'no image'),
-    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', 'no image'), (b'P6 8 8 255\n' + b'\0'*192, 'no image'),
+    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', 'no image'),
     (b'\x89PNG\r\n\x1a\n', 'no image'), (png_that_claims(9_000), 'too large'), (png_that_claims(60_000), 'too large'),
     (png_that_claims(500), 'damaged')])
 def test_what_cannot_be_a_photograph_is_said_in_a_line_without_a_path(tmp_path, data, says):
@@ -168,15 +190,43 @@ def test_evidence_is_of_the_array_that_was_searched_or_says_why_not(fish, index)
 
 # the server
 
-@pytest.mark.parametrize('method, path, headers, status', [
-    ('GET', '/', {}, None), ('POST', '/gradio_api/upload', {'content-length': '1000'}, None),
-    ('POST', '/gradio_api/upload', {'content-length': '2000000'}, 413), ('POST', '/gradio_api/queue/join', {}, 411),
-    ('POST', '/x', {'content-length': '-1'}, 411), ('GET', '/gradio_api/file=http://127.0.0.1/a', {}, 403),
-    ('GET', '/gradio_api/file=HTTPS:/a.org/b', {}, 403), ('GET', '/gradio_api/proxy=https://a.org', {}, 403)])
-def test_requests_are_refused_before_they_are_read(method, path, headers, status):
+def request(method='GET', path='/', host='localhost:7860', **headers):
+    headers = {'host': host, **{k.replace('_', '-'): v for k, v in headers.items()}}
     headers = [(k.encode(), v.encode()) for k, v in headers.items()]
-    refused = refusal(dict(method=method, path=path, headers=headers), 2**20)
+    return dict(type='http', method=method, path=path, headers=headers, server=('192.168.1.5', 7860))
+
+
+@pytest.mark.parametrize('method, path, headers, status', [
+    ('GET', '/', {}, None), ('POST', '/gradio_api/upload', {'content_length': '1000'}, None),
+    ('POST', '/gradio_api/upload', {'content_length': '2000000'}, 413), ('POST', '/gradio_api/queue/join', {}, 411),
+    ('POST', '/x', {'content_length': '-1'}, 411), ('GET', '/gradio_api/file=http://127.0.0.1/a', {}, 403),
+    ('GET', '/gradio_api/file=HTTPS:/a.org/b', {}, 403), ('GET', '/gradio_api/proxy=https://a.org', {}, 403)])
+def test_requests_are_refused_before_they_are_read(tmp_path, method, path, headers, status):
+    refused = refusal(request(method, path, **headers), 2**20, '127.0.0.1', [], tmp_path)
     assert (refused and refused[1]) == status
+
+
+@pytest.mark.parametrize('host, foreign', [
+    ('localhost', False), ('LOCALHOST:7860', False), ('127.0.0.1:7860', False), ('[::1]:7860', False), ('192.168.1.5:7860', False),
+    ('fish.example', False), ('evil.example:7860', True), ('localhost.evil.example', True), ('127.0.0.1.nip.io', True),
+    ('192.168.1.6', True), ('', True), ('[', True), ('localhost@evil.example', True), ('fish.example.', True)])
+def test_a_host_of_another_name_is_foreign(host, foreign):
+    for method in ('GET', 'POST'): assert is_foreign(request(method, host=host), '127.0.0.1', ['fish.example']) == foreign
+
+
+@pytest.mark.parametrize('headers, foreign', [
+    ({}, False), (dict(origin='http://localhost:7860'), False), (dict(origin='https://fish.example'), False),
+    (dict(origin='http://evil.example'), True), (dict(origin='http://localhost:3000'), True), (dict(origin='null'), True),
+    (dict(origin=''), True), (dict(origin='http://127.0.0.1:7860'), True), (dict(origin='http://fish.example.evil.org'), True),
+    (dict(sec_fetch_site='same-origin'), False), (dict(sec_fetch_site='none'), False), (dict(sec_fetch_site='cross-site'), True),
+    (dict(sec_fetch_site='same-site'), True)])
+def test_another_page_is_foreign(headers, foreign):
+    assert is_foreign(request('POST', **headers), '127.0.0.1', ['fish.example']) == foreign
+    if 'origin' in headers: assert is_foreign(request('GET', **headers), '127.0.0.1', ['fish.example']) == foreign
+
+
+def test_a_link_from_elsewhere_opens_the_page():
+    assert not is_foreign(request('GET', sec_fetch_site='cross-site'), '127.0.0.1', [])
 
 
 def free_port():
@@ -186,10 +236,10 @@ def free_port():
 
 
 class Site(str):
-    "Address of a page, and the network behind it, which counts how many ask it at once."
-    def __new__(cls, url, net):
+    "Address of a page, the network behind it, which counts how many ask it at once, and the folder of what it keeps."
+    def __new__(cls, url, net, folder):
         self = super().__new__(cls, url)
-        self.net = net
+        self.net, self.folder = net, folder
         return self
 
 
@@ -205,16 +255,16 @@ def site(features):
     net.register_forward_pre_hook(begin)
     net.register_forward_hook(end)
     index = Index.build(features)
-    with own_folder():
+    with own_folder() as folder:
         page = search_page(index, net, served_folders(index))
-        yield Site(open_page(page, port=free_port(), max_mb=1), net)
+        yield Site(open_page(page, port=free_port(), max_mb=1), net, folder)
         page.close(verbose=False)
 
 
-def call(site, photo, fn=1):
+def call(site, photo, fn=1, session=None):
     "What a program that is no browser gets from an event of the page: its last message."
     with httpx.Client(base_url=site + 'gradio_api') as client:
-        session = os.urandom(6).hex()
+        session = session or os.urandom(6).hex()
         body = dict(data=[photo, [], 3], fn_index=fn, session_hash=session)
         answer = client.post('/queue/join', json=body)
         if answer.is_error: return answer.text
@@ -256,6 +306,42 @@ def test_many_who_ask_at_once_are_answered_one_by_one(site, fish):
         return call(site, given(up))['output']['data'][1][0]['caption']
     with ThreadPoolExecutor(6) as pool: captions = list(pool.map(ask, range(0, 24, 4)))
     assert captions == [f'1.000 · {fish["name"][i]}' for i in range(0, 24, 4)] and site.net.most == 1
+
+
+def send(site, path, name='a.jpg', **headers):
+    "Upload a photograph; the answer."
+    with open(path, 'rb') as f: return httpx.post(f'{site}gradio_api/upload', files=dict(files=(name, f)), headers=headers)
+
+
+@pytest.mark.parametrize('headers', [dict(host='evil.example'), dict(origin='http://evil.example'), {'sec-fetch-site': 'cross-site'}])
+def test_other_pages_get_and_leave_nothing(site, fish, headers):
+    before = set(site.folder.rglob('*'))
+    assert send(site, image_path(fish, 5), **headers).status_code == 403
+    for path in ('', 'config', 'gradio_api/info', 'gradio_api/queue/data?session_hash=a'):
+        if 'sec-fetch-site' not in headers: assert httpx.get(site + path, headers=headers).status_code == 403
+    assert set(site.folder.rglob('*')) == before
+
+
+def test_photographs_have_a_quota(site, fish, monkeypatch):
+    assert send(site, image_path(fish, 4)).status_code == 200
+    for room in (dict(files=1, size=2**30), dict(files=99, size=2000)):
+        monkeypatch.setattr(fgir.serve, 'ROOM', room)
+        answer = send(site, image_path(fish, 5))
+        assert answer.status_code == 503 and 'Too many photographs' in answer.text
+
+
+def until(true, seconds=20):
+    end = time.perf_counter() + seconds
+    while not true() and time.perf_counter() < end: time.sleep(.05)
+    return true()
+
+
+def test_a_photograph_is_deleted_when_it_is_no_longer_looked_at(site, fish):
+    first, second = (send(site, image_path(fish, i), f'own{i}.jpg').json()[0] for i in (10, 11))
+    for session in 'ab': assert call(site, given(first), session=session)['success']
+    assert call(site, given(second), session='a')['success'] and os.path.exists(first)
+    with httpx.stream('GET', f'{site}gradio_api/heartbeat/b'): pass
+    assert until(lambda: not os.path.exists(first)) and os.path.exists(second)
 
 
 def test_large_and_endless_uploads_are_refused(site):
