@@ -8,13 +8,12 @@ Docs: https://fgir.github.io/fgir/backbones.html.md"""
 __all__ = ['BACKBONES', 'BVLC_GOOGLENET', 'BN_INCEPTION', 'POOLS', 'OPERATIONS', 'ConvReLU', 'InceptionV1', 'ResponseNorm',
            'BVLCGoogLeNet', 'BNInception', 'tokens_to_map', 'as_backbone', 'read_weights', 'load_weights',
            'create_backbone', 'SPoC', 'MAC', 'AvgMax', 'Concat', 'GeM', 'create_pool', 'create_head', 'RetrievalNet',
-           'Pooled', 'save_model', 'build_model', 'read_record', 'read_tensors', 'load_model', 'count_parameters',
-           'count_operations']
+           'Pooled', 'save_tensors', 'save_model', 'build_model', 'read_record', 'read_tensors', 'load_model',
+           'count_parameters', 'count_operations']
 
 # %% ../nbs/01_backbones.ipynb #9adae74b
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable
 from copy import copy, deepcopy
@@ -28,13 +27,12 @@ from urllib.parse import urlparse
 import timm
 import torch
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
-from .data import write_atomic
+from .files import OpenFile, lay_out, parse_json, write_atomic
 from .loaders import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../nbs/01_backbones.ipynb #c703f857
@@ -511,15 +509,27 @@ class Pooled(nn.Module):
         maps = self.backbone(x)
         return {name: F.normalize(pool(maps), dim=-1) for name, pool in self.pools.items()}
 
+# %% ../nbs/01_backbones.ipynb #d4994626
+_DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'BOOL': torch.bool,
+           'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2, 'C64': torch.complex64} | {
+    f'{kind[0].upper()}{bits}': getattr(torch, f'{kind}{bits}') for kind in ('int', 'uint') for bits in (8, 16, 32, 64)}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+def save_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str]):
+    "Write tensors to a safetensors file, the widest numbers first, so that all are aligned."
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    maps = lay_out(Path(path), {name: (_CODES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}, metadata)
+    for name, t in tensors.items(): maps[name].reshape(-1).view('u1')[:] = t.flatten().view(torch.uint8).numpy()
+
+def _tensors(file: OpenFile) -> dict[str, Tensor]:
+    "The tensors of an open file, mapped into memory."
+    found = {name: torch.from_numpy(np.asarray(file.raw(name))) for name in file.tensors}
+    return {name: t.view(_DTYPES[file.tensors[name]['dtype']]).reshape(file.tensors[name]['shape']) for name, t in found.items()}
+
 # %% ../nbs/01_backbones.ipynb #8811a685
 def _model_path(path: str | Path) -> Path:
     path = Path(path)
     return path if path.suffix == '.safetensors' else path.with_name(f'{path.name}.safetensors')
-
-def _os_error(e: SafetensorError, path: Path) -> OSError:
-    "The error of the operating system that safetensors tells of in words."
-    code = re.search(r'(?:os error |code: )(\d+)', str(e))
-    return OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else OSError(f'{path}: {_first_line(e)}')
 
 def save_model(
     model: nn.Module, # of a class of fgir with `config`, such as `RetrievalNet`
@@ -538,8 +548,7 @@ def save_model(
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
                for k, v in {**model.state_dict(), **extra}.items()}
     with write_atomic(path) as file, write_atomic(path.with_suffix('.json')) as copy:
-        try: save_file(tensors, file, {'record': text})
-        except SafetensorError as e: raise _os_error(e, path) from e
+        save_tensors(tensors, file, {'record': text})
         copy.write_text(text + '\n', encoding='utf-8')
     return path
 
@@ -556,29 +565,41 @@ def _class_of(record: dict, source: str | Path) -> type:
         raise ValueError(f'{source}: {where}.{name} cannot be built from its record')
     return cls
 
+def _small(value: object) -> bool:
+    "Whether no number in a model's settings would make a network larger than any machine."
+    if isinstance(value, (dict, list)): return all(map(_small, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, (int, float)) or abs(value) < 2**24
+
 def build_model(record: dict, source: str | Path = 'record') -> nn.Module:
-    "Build the model that a record describes, with random weights; errors name `source`."
+    "Build the model that a record describes, with random weights, fetching nothing; errors name `source`."
     cls, config = _class_of(record, source), record['config']
-    try: return cls(**{**config, 'backbone': create_backbone(**config['backbone'], pretrained=False)})
-    except TypeError as e: raise ValueError(f'{source}: {record["class"]} does not take its settings ({e})') from e
+    if not _small(config): raise ValueError(f'{source}: {record["class"]} cannot be that large')
+    backbone = {k: v for k, v in config['backbone'].items() if k not in ('weights', 'pretrained')}
+    try: return cls(**{**config, 'backbone': create_backbone(**backbone, pretrained=False)})
+    except Exception as e: raise ValueError(f'{source}: {record["class"]} does not take its settings ({_first_line(e)})') from e
 
 # %% ../nbs/01_backbones.ipynb #47710840
+def _open_model(path: Path) -> OpenFile:
+    if not path.is_file(): raise FileNotFoundError(f'{path}: no such saved model')
+    try: return OpenFile(path)
+    except ValueError as e: raise ValueError(f'{path}: not a whole saved model ({_first_line(e)})') from None
+
+def _record(file: OpenFile) -> dict:
+    "The record of a saved model that is open."
+    record = parse_json(file.metadata.get('record', 'null'), f'{file.path}: record')
+    if not isinstance(record, dict) or not isinstance(record.get('class'), str):
+        raise ValueError(f'{file.path}: not a model that fgir saved')
+    return record
+
 def read_record(path: str | Path) -> dict:
     "Read the record of a saved model: its class, its settings and whatever facts it was saved with."
-    path = _model_path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path}: no such saved model')
-    try:
-        with safe_open(path, 'pt') as f: record = json.loads((f.metadata() or {}).get('record', 'null'))
-    except Exception as e: raise ValueError(f'{path}: not a whole saved model ({_first_line(e)})') from e
-    if not isinstance(record, dict) or 'class' not in record: raise ValueError(f'{path}: not a model that fgir saved')
-    return record
+    with _open_model(_model_path(path)) as file: return _record(file)
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     "Read all tensors of a saved model, the extra ones too, and its record."
-    path = _model_path(path)
-    record = read_record(path)
-    return read_weights(path), record
+    with _open_model(_model_path(path)) as file: return _tensors(file), _record(file)
 
+# %% ../nbs/01_backbones.ipynb #ad0e9c41
 def load_model(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:
     "Load a model that `save_model` wrote, on `device` and in evaluation mode."
     tensors, record = read_tensors(path)
