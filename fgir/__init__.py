@@ -5,6 +5,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _NAMES = {
+    "files": "",
     "data": "read_cub read_cars read_sop read_inshop read_aircraft read_folder make_table hold_out_classes "
             "check_images drop_bad load_image load_row image_path show_images shared_dir",
     "synth": "synth_dataset",
