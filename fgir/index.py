@@ -13,6 +13,7 @@ __all__ = ['KINDS', 'BLOCK', 'TAUGHT', 'FEW', 'SAME', 'VERSION', 'NO_SUM', 'GALL
 # %% ../nbs/07_index.ipynb #b3196c99
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -103,6 +104,9 @@ class FaissStore:
 
     @property
     def record(self) -> dict: return self.features.record
+
+    @property
+    def root(self) -> str | None: return self.features.table.attrs.get('root')
 
     @property
     def dim(self) -> int: return self.features[self.name].shape[1]
@@ -296,6 +300,28 @@ def as_described(
         raise ValueError(f'tfms: the gallery was made with {how["tfms"]!r}; give one of {", ".join(TRANSFORMS)}')
     return how
 
+# %% ../nbs/07_index.ipynb #a3e0cb89
+def _spellings(photo: str | Path, root: str | None) -> list[str]:
+    "The paths by which a gallery whose folder is `root` may name a file."
+    photo, root = (os.path.expanduser(p) if p else p for p in (photo, root))
+    files = {Path(os.path.abspath(photo)), Path(photo).resolve()}
+    roots = {Path(os.path.abspath(root)), Path(root).resolve()} if root else set()
+    inside = [f.relative_to(r).as_posix() for f in files for r in roots if f.is_relative_to(r)]
+    return sorted({*map(str, files), *inside})
+
+@patch
+def same_file(self: Index, photo: str | Path) -> list[str]:
+    "Paths of the gallery's images that are the file of a photograph."
+    return self.store.present(_spellings(photo, self.store.root))
+
+# %% ../nbs/07_index.ipynb #2d4e081a
+def _without(found: pd.DataFrame, own: Sequence[str], k: int) -> pd.DataFrame:
+    "The first `k` answers to one query that are not `own`, which `attrs['left_out']` lists."
+    kept = found[~found['path'].isin(own)].head(k).reset_index(drop=True)
+    kept['rank'] = np.arange(1, len(kept) + 1)
+    kept.attrs = {**found.attrs, 'left_out': list(own)}
+    return kept
+
 @patch
 def search_image(
     self: Index,
@@ -306,12 +332,15 @@ def search_image(
     tfms: str | None = None,  # default the record's
     size: int | None = None,  # default the record's
     filter: Mapping | None = None,  # as in `search`
-) -> pd.DataFrame:  # as `search`
+    leave_out_self: bool = True,  # an image of the gallery does not find itself
+) -> pd.DataFrame:  # as `search`; `attrs['left_out']` are the paths that were left out
     "Describe a photograph as the gallery was described, and search with it."
     how = self.as_described(tfms, size)
     photo = extract(descriptor, photo_table(path, box), crop=True, **how)
     self.check_descriptor(descriptor, photo.record, **how)
-    return self.search(photo[self.name], k, filter)
+    own = self.same_file(path) if leave_out_self else []
+    wanted = min(k + len(own), max(k, len(self)))
+    return _without(self.search(photo[self.name], wanted, filter), own, k)
 
 # %% ../nbs/07_index.ipynb #d4677a20
 def show_search(
@@ -574,6 +603,8 @@ class MilvusStore:
     def record(self) -> dict: return self.facts['record']
     @property
     def name(self) -> str: return self.facts['name']
+    @property
+    def root(self) -> str | None: return self.facts['root']
     @property
     def dim(self) -> int: return self.facts['dim']
     @property

@@ -52,8 +52,12 @@ def test_a_gallery_grows_and_answers_without_being_told_how(fish, gallery, capsy
     assert json.loads(said(capsys, 'index', 'info', gallery))['images'] == 24
     assert json.loads(said(capsys, 'index', 'search', gallery, photo, '--json', '-k', 1))[0]['score'] < .99999
     assert '48 images, 24 more' in said(capsys, 'index', 'add', gallery, root, '--rows', 'test', '--workers', 0)
-    found = json.loads(said(capsys, 'index', 'search', gallery, photo, '--json', '-k', 3))
+    found = json.loads(said(capsys, 'index', 'search', gallery, photo, '--json', '-k', 3, '--keep-self'))
     assert found[0]['path'] == fish['path'][30] and found[0]['score'] > .99999
+    assert call('index', 'search', gallery, photo, '--json', '-k', 2) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)[0]['path'] == found[1]['path']
+    assert err == f"{fish['path'][30]} is the photograph itself and was left out; --keep-self keeps it\n"
     only = json.loads(said(capsys, 'index', 'search', gallery, photo, '--json', '--where', f"name={fish['name'][0]}"))
     assert {f['name'] for f in only} == {fish['name'][0]} and len(only) == 6
     assert '47 images' in said(capsys, 'index', 'remove', gallery, fish['path'][30])
@@ -125,7 +129,7 @@ def test_a_build_that_was_killed_goes_on(fish, tmp_path):
 def test_a_database_is_a_gallery_of_the_same_commands(fish, gallery, tmp_path, capsys):
     db, photo = tmp_path/'fish.db', f"{fish.attrs['root']}/{fish['path'][3]}"
     said(capsys, 'index', 'build', gallery, db)
-    assert json.loads(said(capsys, 'index', 'search', db, photo, '--json', '-k', 1))[0]['path'] == fish['path'][3]
+    assert json.loads(said(capsys, 'index', 'search', db, photo, '--json', '-k', 1, '--keep-self'))[0]['path'] == fish['path'][3]
     said(capsys, 'index', 'remove', db, fish['path'][3])
     assert '47 images, 24 more' in said(capsys, 'index', 'add', db, fish.attrs['root'], '--rows', 'test', '--workers', 0)
     assert 'gallery' in said(capsys, 'index', 'build', gallery, db, status=1)

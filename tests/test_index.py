@@ -1,5 +1,6 @@
 "The index: agreement with the exact search, refusals, photographs, galleries that change, files, databases, pictures."
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,10 +136,10 @@ def many(n=600, d=16, seed=0, first=0):
 SMALL = dict(flat={}, hnsw=dict(links=16, build=80, look=256), ivfpq=dict(bytes=8, cells=4, look=4))
 
 
-def both(kind, features, where):
+def both(kind, features, where, name=None):
     "A gallery of a kind, or one in a database."
-    if kind == 'milvus': return Index.connect(str(where/'g.db'), features)
-    return Index.build(features, kind=kind, **SMALL[kind])
+    if kind == 'milvus': return Index.connect(str(where/'g.db'), features, name)
+    return Index.build(features, name, kind=kind, **SMALL[kind])
 
 
 @pytest.mark.parametrize('kind', [*KINDS, 'milvus'])
@@ -378,25 +379,52 @@ def test_what_is_no_database_is_said(tmp_path, uri, error, words):
 
 def test_photographs_are_searched_in_a_database(tmp_path, fish, features):
     index = Index.connect(str(tmp_path/'g.db'), features, 'max')
-    found = index.search_image(image_path(fish, 20), Net(), k=3)
+    found = index.search_image(image_path(fish, 20), Net(), leave_out_self=False, k=3)
     assert found['path'][0] == fish['path'][20] and len(show_search(index, image_path(fish, 20), found).axes) == 4
     with pytest.raises(ValueError, match='other weights'): index.search_image(image_path(fish, 3), Net(seed=1))
 
 
 # photographs
 
-def test_a_photograph_of_the_gallery_finds_itself(fish, features):
+def test_a_photograph_of_the_gallery_finds_itself_where_it_is_kept(fish, features):
     index, net = Index.build(features), Net().train()
     for row in (0, 20):
-        found = index.search_image(image_path(fish, row), net, k=3)
-        assert found['row'][0] == row and found['score'][0] > 1 - 1e-6
+        found = index.search_image(image_path(fish, row), net, k=3, leave_out_self=False)
+        assert found['row'][0] == row and found['score'][0] > 1 - 1e-6 and found.attrs['left_out'] == []
     assert net.training
+
+
+@pytest.mark.parametrize('kind', ['flat', 'milvus'])
+def test_a_photograph_of_the_gallery_is_left_out_of_its_own_answer(tmp_path, fish, features, kind, monkeypatch):
+    "By whatever path it is named; a copy of it, and an image that is not there any more, are others."
+    index, photo = both(kind, features, tmp_path), image_path(fish, 20)
+    kept = index.search_image(photo, Net(), k=4, leave_out_self=False)
+    (tmp_path/'link').symlink_to(fish.attrs['root'])
+    (tmp_path/'linked.png').symlink_to(photo)
+    monkeypatch.chdir(photo.parent)
+    linked = tmp_path/'link'/fish['path'][20], tmp_path/'linked.png'
+    for name in (photo, photo.name, f'../{photo.parent.name}/{photo.name}', *linked):
+        found = index.search_image(name, Net(), k=3)
+        assert found['path'].tolist() == kept['path'][1:].tolist() and found['rank'].tolist() == [1, 2, 3]
+        assert found.attrs['left_out'] == [fish['path'][20]]
+    assert len(index.search_image(photo, Net(), k=36)) == 35
+    assert not len(index.search_image(photo, Net(), k=3, filter=dict(path=fish['path'][20])))
+    with pytest.raises(ValueError, match='k: expected 1 to 36'): index.search_image(photo, Net(), k=37)
+    copy = shutil.copy(photo, tmp_path/'copy.png')
+    assert index.search_image(copy, Net(), k=1)['path'][0] == fish['path'][20]
+    index.remove(fish['path'][20])
+    assert index.search_image(photo, Net(), k=1)['path'][0] == kept['path'][1]
+    moved = fish.copy()
+    moved.attrs = dict(root='/')
+    moved['path'] = [str(image_path(fish, i)) for i in range(36)]
+    index.add(Features(features.arrays, moved, features.record).select([20]))
+    assert index.search_image(photo, Net(), k=1).attrs['left_out'] == [str(photo)]
 
 
 def test_boxes_are_cropped_as_the_gallery_was(fish):
     index = Index.build(extract(Net(), fish, size=32, crop=True, progress=False))
     box = fish.loc[7, ['x1', 'y1', 'x2', 'y2']].tolist()
-    whole, cropped = (index.search_image(image_path(fish, 7), Net(), k=1, box=b) for b in (None, box))
+    whole, cropped = (index.search_image(image_path(fish, 7), Net(), leave_out_self=False, k=1, box=b) for b in (None, box))
     assert cropped['row'][0] == 7 and cropped['score'][0] > 1 - 1e-6
     assert whole['score'][0] < cropped['score'][0]
 
@@ -422,7 +450,7 @@ def test_a_transform_that_has_no_name_must_be_given(fish, features):
     index = Index.build(Features(features.arrays, fish, features.record | {'tfms': 'Resize(48)', 'size': None}))
     photo = image_path(fish, 5)
     with pytest.raises(ValueError, match="made with 'Resize.48.'; give one of cgd"): index.search_image(photo, Net())
-    assert index.search_image(photo, Net(), k=1, tfms='cgd', size=48)['row'][0] == 5
+    assert index.search_image(photo, Net(), leave_out_self=False, k=1, tfms='cgd', size=48)['row'][0] == 5
 
 
 def test_photographs_of_every_kind(tmp_path, fish, features):
