@@ -27,7 +27,7 @@ from fastai.callback.core import Callback, CancelEpochException, CancelTrainExce
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.callback.progress import ProgressCallback, ShowGraphCallback
-from fastai.callback.tracker import SaveModelCallback, TerminateOnNaNCallback, TrackerCallback
+from fastai.callback.tracker import ReduceLROnPlateau, SaveModelCallback, TerminateOnNaNCallback, TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder, ValueMetric, mk_metric
@@ -509,7 +509,8 @@ def freeze(self: RetrievalLearner):
 _REFUSED = {
     MixHandler: 'the losses compare images by their class, and a mixed image has none; take stronger `tfms` instead',
     ShowGraphCallback: 'there is no validation loss to draw; learn.recorder.plot_loss() draws the training loss',
-    TerminateOnNaNCallback: 'the validation loss is always NaN; a fit whose training loss breaks ends by itself'}
+    TerminateOnNaNCallback: 'the validation loss is always NaN; a fit whose training loss breaks ends by itself',
+    ReduceLROnPlateau: 'fastai cannot lower the rate of a torch optimizer; take a schedule, as fit_one_cycle has'}
 
 @patch
 def add_cb(self: RetrievalLearner, cb):

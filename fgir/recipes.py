@@ -502,8 +502,8 @@ def fit_recipe(
         lr, wd = (per_group(r[k], self) for k in ('lr', 'wd'))
         factor = schedule_factor(r['schedule'], length, whole=r['steps'] is None)
         def rates(pct): return [x*factor(pct*n_epoch/length) for x in L(lr)]
-        keep = [ParamScheduler({'lr': rates}), self._picker(files['best']), Statistics(f'{self.prefix}_statistics.csv', self.valid_split),
-                KeepState(files['last'])]
+        statistics = Statistics(f'{self.prefix}_statistics.csv', self.valid_split)
+        keep = [ParamScheduler({'lr': rates}), self._picker(files['best']), statistics, KeepState(files['last'])]
         self.fit(n_epoch, lr=lr, wd=wd, cbs=keep + list(L(cbs)), start_epoch=start)
     else:
         history = self.history
