@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .backbones import as_backbone
-from .features import evaluating
+from .features import as_descriptor, evaluating
 
 # %% ../nbs/06_cfga.ipynb #23f9cb4e
 def _beside(label: Tensor, none: int) -> Tensor:
@@ -280,7 +280,7 @@ class Describe(nn.Module):
         loss: str = 'pooled',  # one of `LOSSES`
     ):
         super().__init__()
-        model = _uncompiled(model)
+        model = as_descriptor(_uncompiled(model))
         self.model = model if hasattr(model, 'backbone') else as_backbone(model)
         self.config = dict(backbone=getattr(self.backbone, 'config', None), select=select, lcc=lcc, direction=direction,
                            joint_norm=joint_norm, loss=loss)

@@ -24,9 +24,9 @@ from fastai.torch_core import rank_distrib
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .backbones import Pooled, create_pool, load_model, read_record
+from .backbones import RetrievalNet, create_pool, load_model, read_record
 from .data import load_image, load_row, write_atomic
-from .features import evaluating, extract
+from .features import evaluating, extract, say_crop, trained_crop
 from .learner import RetrievalLearner
 from .loaders import get_transforms
 from .recipes import learner_from_recipe, schedule_factor
@@ -80,8 +80,8 @@ class Classifier(nn.Module):
 
     @property
     def descriptor(self) -> nn.Module:
-        "`embed` as a module that `extract` takes, sharing the backbone."
-        return Pooled(self.backbone, [self.config['pool']])
+        "`embed` as a module, sharing the backbone: what `extract` and every search describe by."
+        return RetrievalNet(self.backbone, self.config['pool'], dim=None)
 
 # %% ../nbs/08_classify.ipynb #8a662fa5
 def top_k_hits(
@@ -199,7 +199,7 @@ def fgic_learner(
     return learn
 
 # %% ../nbs/08_classify.ipynb #b1b3794f
-def _opened(model, size: int | None, tfms: str | None, crop: bool | None = None) -> tuple:
+def _opened(model, size: int | None, tfms: str | None) -> tuple:
     "A classifier, and how its images are made: by the record of a file, the recipe of a Learner, or as the caller says."
     made = {}
     if isinstance(model, (str, Path)): model, made = load_model(model), read_record(model)
@@ -207,8 +207,16 @@ def _opened(model, size: int | None, tfms: str | None, crop: bool | None = None)
     if not is_classifier(model): raise ValueError(f'model: expected a Classifier, found {type(model).__name__}')
     size = size or made.get('size')
     if size is None: raise ValueError('size: give the pixels that the network was trained on; only files and Learners know')
-    return model, dict(size=size, tfms=tfms or made.get('tfms', 'fgic'),
-                       crop=made.get('crop', False) if crop is None else crop)
+    return model, dict(size=size, tfms=tfms or made.get('tfms', 'fgic'))
+
+# %% ../nbs/08_classify.ipynb #04f6f64e
+class _Logits(nn.Module):
+    "The logits of a classifier as a descriptor."
+    def __init__(self, net: Classifier):
+        super().__init__()
+        self.net, self.backbone = net, net.backbone
+
+    def forward(self, x: Tensor) -> Tensor: return self.net(x)
 
 # %% ../nbs/08_classify.ipynb #012824d2
 def class_logits(
@@ -216,15 +224,15 @@ def class_logits(
     table: pd.DataFrame,       # images of the classifier's classes
     size: int | None = None,   # pixels; default what it was trained on, which only files and Learners know
     tfms: str | None = None,   # transform, of which the test half is taken; default what it was trained on, or 'fgic'
-    crop: bool | None = None,  # crop to the boxes; default as trained
+    crop: bool | None = None,  # crop to the boxes; default as trained, where there are boxes
     **kwargs,                  # to `extract`: bs, num_workers, progress…
 ) -> tuple:                    # logits (N, C), number of the true class (N,), names of the C classes
     "Logits of every image; ValueError for a class that the classifier does not know."
-    net, made = _opened(model, size, tfms, crop)
+    net, made = _opened(model, size, tfms)
     number = {name: i for i, name in enumerate(net.vocab)}
     unknown = next((name for name in table['name'] if name not in number), None)
     if unknown: raise ValueError(f'table: class {unknown!r} is not one of the {len(number)} that the classifier knows')
-    scores = extract(net, table, **made, **kwargs)['embedding']
+    scores = extract(_Logits(net), table, crop=crop, **made, **kwargs)['embedding']
     return torch.tensor(scores), torch.tensor(table['name'].map(number).to_numpy()), net.vocab
 
 # %% ../nbs/08_classify.ipynb #0fdbc43c
@@ -272,12 +280,13 @@ def classify_image(
     model,                    # a Classifier, a Learner, or the file of a saved one
     path,                     # of an image
     k: int = 5,               # classes to name, at most
-    box=None,                 # crop to x1 y1 x2 y2 first, as for a model that was trained with crop=True
+    box=None,                 # crop to x1 y1 x2 y2 first; a model that was trained on boxes expects one
     size: int | None = None,  # as in `class_logits`
     tfms: str | None = None,  # as in `class_logits`
 ) -> pd.DataFrame:            # `name` and `probability`, 0..1, by rank from 1
-    "The most probable classes of an image; BadImage or OSError, both with the file's name, if it cannot be read."
+    "The most probable classes of an image; BadImage or OSError with the file's name if it cannot be read."
     net, made = _opened(model, size, tfms)
+    say_crop(trained_crop(net), box is not None, path)
     pixels = get_transforms(made['tfms'], made['size'])[1](load_image(path, box))
     mean, std = (torch.tensor(v)[:, None, None] for v in (net.backbone.mean, net.backbone.std))
     x = ((pixels/255 - mean)/std)[None].to(net.head.weight.device)

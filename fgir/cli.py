@@ -7,18 +7,20 @@ Docs: https://fgir.github.io/fgir/cli.html.md"""
 # %% auto #0
 __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Split', 'Level', 'Crop', 'SkipBad', 'Workers',
            'Device', 'Seed', 'Force', 'Model', 'Backbone', 'Weights', 'Pool', 'Descriptor', 'Size', 'Transform',
-           'Batch', 'Ranks', 'Box', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'Net', 'Scratch', 'Recalls',
-           'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set',
-           'AnyRecalls', 'AnyPrecision', 'AnySeed', 'Log', 'Processes', 'GDConfig', 'Dim', 'Smoothing', 'Temperature',
-           'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'Share', 'RecipeGroup', 'about', 'one_line', 'main',
-           'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable', 'refuse_existing', 'watched',
-           'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices', 'read_data', 'pick_device',
-           'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor', 'pick_rows', 'origin',
-           'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads', 'save_demo',
-           'demo', 'prepare', 'recipes', 'parse_settings', 'check_start', 'check_test_rows', 'logger_of',
-           'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'recipe', 'cgd',
-           'fgic', 'classify', 'say_skipped', 'extract', 'name_files', 'print_rerank', 'evaluate', 'pick_array',
-           'show_answer', 'search']
+           'Batch', 'Ranks', 'Box', 'PICTURES', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'NAMED', 'DataName', 'Net',
+           'Scratch', 'Recalls', 'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Precision', 'RunSeed', 'GDConfig',
+           'Dim', 'Smoothing', 'Temperature', 'Margin', 'Warm', 'Cropped', 'Undo', 'Set', 'Resume', 'Results', 'Log',
+           'Processes', 'PARTS', 'Output', 'SeedJSON', 'Rows', 'Share', 'Kind', 'LeaveSelf', 'RecipeGroup', 'about',
+           'one_line', 'warnings_in_a_line', 'main', 'option', 'argument', 'switch', 'parse_ranks', 'parse_valid',
+           'check_writable', 'refuse_existing', 'check_picture', 'watched', 'epochs_shown', 'detect_layout',
+           'find_reader', 'given', 'given_choices', 'read_data', 'pick_device', 'check_descriptor_options', 'record_of',
+           'load_network', 'load_descriptor', 'pick_rows', 'origin', 'settings', 'print_recall', 'demo_learner',
+           'half_of_threads', 'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'leaves',
+           'parse_setting', 'join_settings', 'of_recipe', 'check_rows', 'check_test_rows', 'logger_of', 'start_wandb',
+           'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'score', 'print_accuracy',
+           'changes_of', 'is_cropped', 'make_learner', 'recipe', 'classify', 'say_skipped', 'extract', 'name_files',
+           'print_rerank', 'evaluate', 'pick_array', 'find_row', 'box_of', 'search_row', 'say_left_out', 'show_answer',
+           'save_pictures', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -26,12 +28,13 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -51,16 +54,16 @@ STYLE = dict(rich_markup_mode=None, context_settings={'help_option_names': ['-h'
 app = typer.Typer(name='fgir', add_completion=False, pretty_exceptions_enable=False, **STYLE)
 
 class RecipeGroup(typer.core.TyperGroup):
-    "Commands of their own, and for any other word `recipe`, which looks it up."
+    "One command for the name of any recipe: `recipe`, which looks it up."
     def get_command(self, ctx, name):
-        return super().get_command(ctx, name) or (super().get_command(ctx, 'recipe') if name.isidentifier() else None)
+        return super().get_command(ctx, 'recipe') if name.isidentifier() else None
 
     def resolve_command(self, ctx, words):
         name = words[0].replace('-', '_')
         return name, *super().resolve_command(ctx, [name, *words[1:]])[1:]
 
-train = typer.Typer(name='train', cls=RecipeGroup, help='Train a model by the recipe of a paper: cgd, fgic, or any other '
-                    'name of `fgir recipes`.', **STYLE)
+train = typer.Typer(name='train', cls=RecipeGroup, subcommand_metavar='RECIPE ROOT ...', help='Train a model by the '
+                    'recipe of a paper: cgd, fgic, or any other name of `fgir recipes`.', **STYLE)
 app.add_typer(train)
 
 @app.callback()
@@ -81,9 +84,22 @@ def one_line(error: Exception) -> str:
     context = getattr(error, 'ctx', None)
     return f'{text} (see {context.command_path} --help)' if context else text
 
+# %% ../nbs/10_cli.ipynb #a9ff1537
+@contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    "Print the warnings of fgir inside of the block as one line each."
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+        def show(message, category, *place, **more):
+            if category.__module__ != 'fgir.features': return others(message, category, *place, **more)
+            print(f'fgir: {message}', file=sys.stderr)
+        warnings.showwarning = show
+        yield
+
 # %% ../nbs/10_cli.ipynb #edfe13da
 MORE = ('fgir.gallery', 'fgir.serve')
 
+@warnings_in_a_line()
 def main(args: list[str] | None = None) -> int:
     "Run the `fgir` command with some words, default those of the command line, and give its exit status."
     args = sys.argv[1:] if args is None else list(args)
@@ -176,11 +192,15 @@ def parse_valid(text: str) -> float | str:
 
 # %% ../nbs/10_cli.ipynb #9d515d70
 def check_writable(folder: Path):
-    "Make a folder, if it is not there; raise OSError naming it if no file can be written in it."
+    "Raise OSError naming a folder that cannot be made or written in; a new one is not left behind."
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder): pass
     except OSError as e: raise OSError(f'{folder}: no file can be written there: {e.strerror}') from None
+    finally:
+        with suppress(OSError):
+            for path in new: path.rmdir()
 
 def refuse_existing(
     paths: Iterable[Path],  # files that are about to be written
@@ -191,6 +211,16 @@ def refuse_existing(
         if path.is_dir(): raise FileExistsError(f'{path}: exists already, as a folder')
         if path.exists() and not force: raise FileExistsError(f'{path}: exists already; --force overwrites it')
         check_writable(path.parent)
+
+# %% ../nbs/10_cli.ipynb #fc8db63e
+PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.pdf', '.svg')
+
+def check_picture(path: Path | None, force: bool = False):
+    "Raise an error unless a picture can be written to `path`, or none is wanted."
+    if path is None: return
+    refuse_existing([path], force)
+    if path.suffix.lower() not in PICTURES:
+        raise ValueError(f'--picture {path}: give it a name that ends in {", ".join(PICTURES)}')
 
 # %% ../nbs/10_cli.ipynb #7c7b9f4a
 def watched() -> bool:
@@ -213,9 +243,10 @@ def epochs_shown(
 
 # %% ../nbs/10_cli.ipynb #6d41313c
 LAYOUTS = {
-    'cub': ('images.txt',), 'cars': ('cars_annos.mat', 'cars_train'), 'sop': ('Ebay_train.txt',),
+    'cub': ('images.txt',), 'sop': ('Ebay_train.txt',), 'cfga': ('train_paths.json',),
+    'cars': ('cars_annos.mat', 'devkit/cars_annos.mat', 'car_devkit/devkit/cars_annos.mat', 'cars_train'),
     'inshop': tuple(f'{d}/list_eval_partition.txt' for d in ('Eval', 'Anno', '.')),
-    'aircraft': ('variants.txt', 'images_variant_trainval.txt'), 'cfga': ('train_paths.json',)}
+    'aircraft': ('variants.txt', 'images_variant_trainval.txt')}
 FILES = {'.csv': 'table', '.pth': 'cgd'}
 
 def detect_layout(root: Path) -> str:
@@ -323,6 +354,7 @@ def load_descriptor(
     check_descriptor_options(model, backbone, weights, pool, arrays)
     from fgir.backbones import Pooled
     from fgir.cfga import SEED_MODELS, seed_descriptor
+    from fgir.features import as_descriptor
 
     device, (net, kind, record) = pick_device(device), load_network(model, backbone, weights)
     if arrays:
@@ -330,7 +362,7 @@ def load_descriptor(
         record = record or dict(tfms=SEED_MODELS[kind]['tfms'])
     elif backbone: net = Pooled(net, (pool or 'S').split(','))
     elif not hasattr(net, 'backbone'): net = seed_descriptor(net, kind, ['pool_norm_joint'])
-    return net.to(device).eval(), record
+    return as_descriptor(net).to(device).eval(), record
 
 # %% ../nbs/10_cli.ipynb #d74de78a
 def pick_rows(
@@ -356,10 +388,12 @@ def origin(
 
 def settings(
     record: dict,  # of a model or of features
-    **given,  # tfms, size, crop: those that are not None or False overrule the record
+    crop: bool | None = None,  # None: as the descriptor was trained, where there are boxes
+    **given,  # tfms, size: those that are not None overrule the record
 ) -> dict:
     "How to cut images: what was given, else what the record says."
-    return {k: given.get(k) or record.get(k, default) for k, default in dict(tfms='cgd', size=None, crop=False).items()}
+    default = dict(tfms='cgd', size=None)
+    return {k: given.get(k) or record.get(k, v) for k, v in default.items()} | dict(crop=crop)
 
 # %% ../nbs/10_cli.ipynb #c2a906ca
 def print_recall(results: 'pd.DataFrame'):  # from `evaluate`
@@ -528,57 +562,95 @@ def prepare(
 
 # %% ../nbs/10_cli.ipynb #fc3475d5
 @app.command()
-def recipes():
-    "List the recipes of `fgir train`."
-    from fgir.recipes import recipes as table
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar='NAME', help='A recipe.', show_default='all, one a line')] = None,
+):
+    "List the recipes of `fgir train`, or the settings of one as `--set` takes them."
+    from fgir import recipes as book
 
-    print(table().drop(columns='quirks').to_string())
+    if name is None: return print(book.recipes().drop(columns='quirks').to_string())
+    r = book.get_recipe(name.replace('-', '_'))
+    for entry, value in leaves(r): print(f"{entry}={value if isinstance(value, str) else json.dumps(value)}")
+    for quirk in r['quirks']: print(f'--undo {quirk}: {book.QUIRKS[quirk][0]}')
 
-def parse_settings(
-    texts: Iterable[str],  # such as 'net.dim=1024', 'schedule=cosine', 'lr={"loss": 0.01}'
-) -> dict:
-    "Read settings of a recipe: a word, or a dotted one, and a value in JSON or as plain text."
-    found = {}
-    for text in texts:
-        key, is_set, value = text.partition('=')
-        if not is_set or not key: raise ValueError(f'--set: expected NAME=VALUE, found {text!r}')
-        try: value = json.loads(value)
-        except ValueError: pass
-        name, _, part = key.partition('.')
-        found[name] = {**found.get(name, {}), part: value} if part else value
-    return found
+def leaves(settings: dict) -> Iterator[tuple]:
+    "Entries and values, dictionaries by their parts: lr.head, 0.01."
+    for name, value in settings.items():
+        if isinstance(value, dict) and value: yield from ((f'{name}.{k}', v) for k, v in value.items())
+        else: yield name, value
+
+# %% ../nbs/10_cli.ipynb #85d39f2b
+NAMED = ('net', 'loss', 'optimizer', 'schedule')  # settings with a name and parts
+
+def parse_setting(text: str) -> Iterator[tuple]:
+    "Read NAME=VALUE, such as net.dim=1024, schedule=cosine or lr={\"loss\": 0.01}: entries and values."
+    name, is_set, value = text.partition('=')
+    if not is_set or not name: raise ValueError(f'--set: expected NAME=VALUE, found {text!r}')
+    if name in ('recipe', 'undo', 'quirks'): raise ValueError(f'--set {name}: not a setting; see --undo')
+    try: value = json.loads(value)
+    except ValueError: pass
+    if value == {}: raise ValueError(f'--set {name}: an empty dictionary sets nothing')
+    if name in NAMED and isinstance(value, str): name += '.name'
+    yield from leaves({name: value})
+
+# %% ../nbs/10_cli.ipynb #175b7235
+def join_settings(
+    said: Iterable[tuple],  # word of the command line, entry of a recipe, value
+) -> dict:  # changes for `get_recipe`
+    "Put settings together; ValueError if two words set the same."
+    words, changes = {}, {}
+    for word, entry, value in said:
+        name, _, part = entry.partition('.')
+        other = next((w for e, w in words.items() if e in (entry, name) or e.startswith(f'{entry}.')), None)
+        if other: raise ValueError(f'{word} and {other} set the same: {entry}')
+        words[entry] = word
+        if part: changes.setdefault(name, {})[part] = value
+        else: changes[name] = value
+    return changes
 
 # %% ../nbs/10_cli.ipynb #4fb91e3f
+def of_recipe(kind, help: str, *names: str, **kwargs):
+    "Declare an option for a setting of a recipe, None where it is not given."
+    return option(kind | None, help, *names, default="the recipe's", **kwargs)
+
 DataName = option(str | None, 'First word of the file names.', metavar='NAME', default='the layout')
-Net = option(str | None, 'Network: resnet50, bn_inception, bvlc_googlenet, any name of timm, …', '--backbone',
-             '--backbone-type', metavar='NAME', default="the recipe's")
-Scratch = switch('--from-scratch', 'Start from random weights.', 'ImageNet weights')
-Recalls = option(str, 'The K of Recall@K, with commas; the first picks the best epoch.', metavar='K,K')
-BatchSize = option(int | None, 'Images a step, over all processes.', min=2, metavar='N', default="the recipe's")
-Epochs = option(int | None, 'Times through the training images.', '--epochs', '--num-epochs', min=1, metavar='N',
-                default="the recipe's")
-Side = option(int | None, 'Side of the network input, pixels.', min=1, metavar='PIXELS', default="the recipe's")
-Rate = option(float | None, 'Learning rate of all parameters.', metavar='X', default="the recipe's")
-Valid = option(str | None, 'How the epoch is picked: share of the training classes to hold out; test, which picks on the '
-               'test classes; last, which picks none.', metavar='X', default="the recipe's")
-Resume = switch('--resume', 'Go on after the last epoch that an interrupted run finished.')
-Precision = option(str, 'float32, bf16 or fp16, where that is safe.', metavar='NAME')
-Results = option(Path, 'Folder for weights, statistics, database and pictures.', metavar='FOLDER')
+Net = of_recipe(str, 'Network: resnet50, resnext50, inception (BN-Inception), googlenet, any name of timm, …',
+                '--backbone', '--backbone-type', metavar='NAME')
+Scratch = switch('--from-scratch', 'Start from random weights.', "the recipe's: ImageNet weights")
+Recalls = of_recipe(str, 'The K of Recall@K, with commas; the first picks the best epoch.', metavar='K,K')
+BatchSize = of_recipe(int, 'Images a step, over all processes.', min=2, metavar='N')
+Epochs = of_recipe(int, 'Times through the training images.', '--epochs', '--num-epochs', min=1, metavar='N')
+Side = of_recipe(int, 'Side of the network input, pixels.', min=1, metavar='PIXELS')
+Rate = of_recipe(float, 'Learning rate of all parameters.', metavar='X')
+Valid = of_recipe(str, 'How the epoch is picked: a share of the training classes (of fgic: images) to hold out; test, '
+                  'which picks on the test images; last, which picks none.', metavar='X')
+Precision = of_recipe(str, 'float32, bf16 or fp16, where that is safe.', metavar='NAME')
+RunSeed = of_recipe(int, 'Of everything random.', '--seed', min=0, metavar='N')
+
+# %% ../nbs/10_cli.ipynb #327ef83a
+GDConfig = of_recipe(str, 'CGD: global descriptors, S, M, G, SM, MS, SG, GS, MG, GM, SMG, MSG or GSM.', metavar='LETTERS')
+Dim = of_recipe(int, 'Length of the embedding; of CGD, divisible by the number of letters.', min=1, metavar='N')
+Smoothing = of_recipe(float, 'Label smoothing, share of the target from 0 to below 1.', metavar='X')
+Temperature = of_recipe(float, 'Divides the class scores, above 0.', metavar='X')
+Margin = of_recipe(float, "The loss's margin; of CGD, distance between unit vectors (0 to 2).", metavar='X')
+Warm = of_recipe(int, 'Epochs at the start that leave the backbone as it is.', '--warm-up', min=0, metavar='N')
+Cropped = option(str | None, 'cropped: the same as --crop. uncropped: whole images.', '--crop-type', metavar='NAME',
+                 default='uncropped')
 Undo = option(str | None, 'Quirks of the recipe not to repeat, with commas, or all.', metavar='NAMES', default='none')
 Set = option(list[str], 'Any setting of the recipe, such as net.dim=1024 or schedule=cosine.', '--set',
              metavar='NAME=VALUE', default='none')
-AnyRecalls = option(str | None, 'The K of Recall@K, with commas; the first picks the best epoch.', '--recalls', metavar='K,K',
-                    default="the recipe's")
-AnyPrecision = option(str | None, 'float32, bf16 or fp16, where that is safe.', '--precision', metavar='NAME',
-                      default="the recipe's")
-AnySeed = option(int | None, 'Of everything random.', '--seed', min=0, metavar='N', default="the recipe's")
+Resume = switch('--resume', 'Go on after the last epoch that an interrupted run finished.')
+Results = option(Path, 'Folder for weights, statistics, database and pictures.', metavar='FOLDER')
 Log = option(str | None, 'Also log to tensorboard or wandb.', metavar='NAME', default='none')
 Processes = option(int, 'Work in so many processes, one a GPU, or on the CPU.', min=1, metavar='N')
 
 # %% ../nbs/10_cli.ipynb #713b76bf
-def check_start(from_scratch: bool, weights: str | None):
-    "Raise ValueError if a training is to start both from random weights and from given ones."
-    if from_scratch and weights: raise ValueError('--from-scratch and --weights exclude each other')
+def check_rows(table: 'pd.DataFrame', recipe: dict):
+    "Raise ValueError unless a model of a recipe can be trained and measured on a table."
+    from fgir.classify import check_classes
+
+    if recipe['net']['name'] == 'Classifier': check_classes(table)
+    else: check_test_rows(table)
 
 def check_test_rows(table: 'pd.DataFrame'):
     "Raise ValueError unless there are test images to search among each other, or queries and a gallery."
@@ -593,17 +665,25 @@ def logger_of(name: str | None, learn) -> list:
     "The callback of a logger, as a list; ValueError for an unknown one or one that is not installed."
     if name not in (None, 'tensorboard', 'wandb'): raise ValueError(f'--log {name}: not one of tensorboard, wandb')
     if name is None: return []
-    out, prefix = Path(learn.path), learn.prefix
+    out = Path(learn.path)
     try:
         if name == 'tensorboard':
             from fastai.callback.tensorboard import TensorBoardCallback
-            return [TensorBoardCallback(out/'tensorboard'/prefix, trace_model=False, log_preds=False)]
+            return [TensorBoardCallback(out/'tensorboard'/learn.prefix, trace_model=False, log_preds=False)]
         import wandb
         from fastai.callback.wandb import WandbCallback
     except ImportError: raise ValueError(f'--log {name}: not installed; pip install {name}') from None
-    out.mkdir(parents=True, exist_ok=True)
-    wandb.init(project='fgir', name=prefix, dir=out, config=learn.facts)
+    start_wandb(wandb, learn, out)
     return [WandbCallback(log_preds=False, log_model=False)]
+
+def start_wandb(wandb, learn, out: Path):
+    "Begin a run of Weights & Biases; ValueError if it will not, for one without being logged in."
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try: wandb.init(project='fgir', name=learn.prefix, dir=out, config=learn.facts)
+    except wandb.errors.Error as e:
+        if new: shutil.rmtree(out)
+        raise ValueError(f'--log wandb: {e}; log in with `wandb login`, or set WANDB_MODE=offline') from None
 
 # %% ../nbs/10_cli.ipynb #6e3f3352
 def is_one_of_several() -> bool:
@@ -646,105 +726,94 @@ def fit_and_log(learn, resume: bool, force: bool, log: str | None = None) -> boo
     with epochs_shown(learn): learn.fit_recipe(resume=resume, force=force, cbs=cbs)
     return rank_distrib() == 0
 
-def train_and_score(learn, table: 'pd.DataFrame', ks: list[int], *how):
-    "Train, describe the test images, print their Recall@K and where the files are."
+# %% ../nbs/10_cli.ipynb #259e0057
+def score(learn, table: 'pd.DataFrame'):
+    "Print what a trained model is worth on the test images, and where its files are."
+    from fgir.classify import finish_fgic, is_classifier
     from fgir.evaluation import evaluate as evaluate_features
     from fgir.recipes import save_results
 
-    if not fit_and_log(learn, *how): return
-    features = save_results(learn, table, force=True, progress=watched())
-    print_recall(evaluate_features({learn.recipe['recipe']: features}, ks))
+    ks = learn.recipe['ks']
+    if is_classifier(learn.model): print_accuracy(finish_fgic(learn, table, ks, progress=watched()))
+    else:
+        features = save_results(learn, table, force=True, progress=watched())
+        print_recall(evaluate_features({learn.recipe['recipe']: features}, ks))
     print(f'files: {Path(learn.path)/learn.prefix}_*')
+
+def print_accuracy(found: 'pd.DataFrame'):  # from `finish_fgic`
+    "Print the accuracies in percent, beside the number of images."
+    percent = found.assign(**found.filter(like='top-')*100)
+    print(percent.to_string(float_format='%.2f'))
+
+# %% ../nbs/10_cli.ipynb #f9a77be6
+PARTS = dict(gd_config='net.gd_config', feature_dim='net.feature_dim', smoothing='loss.smoothing',
+             temperature='loss.temperature', margin='loss.margin')  # options that are parts of a setting
+
+def changes_of(
+    settings: Iterable[str],  # of --set
+    **options,  # settings that have a word of their own; None where not given
+) -> dict:
+    "What a command line changes in a recipe."
+    words = dict(ks='--recalls', pretrained='--from-scratch')
+    said = [(words.get(k, f"--{k.replace('_', '-')}"), PARTS.get(k, k), v) for k, v in given(**options).items()]
+    changes = join_settings(said + [(f'--set {e}', e, v) for text in settings for e, v in parse_setting(text)])
+    if changes.get('weights') and changes.get('pretrained') is False:
+        raise ValueError('--from-scratch and --weights exclude each other')
+    return changes
+
+def is_cropped(crop: bool, crop_type: str | None) -> bool | None:
+    "What `--crop` and `--crop-type` say; None where neither is given."
+    if crop_type not in (None, 'cropped', 'uncropped'):
+        raise ValueError(f'--crop-type {crop_type}: not one of cropped, uncropped')
+    if crop and crop_type == 'uncropped': raise ValueError('--crop and --crop-type uncropped exclude each other')
+    return True if crop else crop_type and crop_type == 'cropped'
+
+# %% ../nbs/10_cli.ipynb #50441b98
+def make_learner(name: str, table: 'pd.DataFrame', undo, data_name: str | None, changes: dict, **kwargs):
+    "The Learner of a recipe, which names its files as the program of the recipe does."
+    from fgir.cgd import cgd_prefix
+    from fgir.classify import TrainLog, name_classes
+    from fgir.recipes import get_recipe, learner_from_recipe
+
+    r, data = get_recipe(name, undo, **changes), data_name or table.attrs['dataset']
+    if name == 'fgic' and 'lr' not in changes: changes = {**changes, 'lr': .1*r['batch_size']/256}
+    prefix = cgd_prefix(r, data) if name == 'cgd' else f"{data}_{name}_{r['backbone']}_{r['seed']}"
+    cbs = TrainLog() if r['net']['name'] == 'Classifier' else None
+    learn = learner_from_recipe(name, table, undo, prefix=prefix, cbs=cbs, **kwargs, **changes)
+    name_classes(learn.model, learn.dls)
+    return learn
 
 # %% ../nbs/10_cli.ipynb #99148359
 @train.command(hidden=True)
 def recipe(
-    ctx: typer.Context, root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
-    backbone: Net = None, weights: Weights = None, from_scratch: Scratch = False, undo: Undo = None,
-    recalls: AnyRecalls = None, batch_size: BatchSize = None, epochs: Epochs = None, size: Side = None, lr: Rate = None,
-    valid: Valid = None, seed: AnySeed = None, precision: AnyPrecision = None, settings: Set = (), processes: Processes = 1,
-    log: Log = None, workers: Workers = None, device: Device = None, resume: Resume = False, skip_bad: SkipBad = False,
-    out: Results = Path('results'), force: Force = False,
-):
-    "Train by a recipe and describe the test images with the result."
-    name = ctx.info_name
-    check_start(from_scratch, weights)
-    changes = parse_settings(settings) | given(
-        backbone=backbone, weights=weights, batch_size=batch_size, epochs=epochs, size=size, lr=lr, seed=seed,
-        ks=recalls and parse_ranks(recalls, '--recalls'), valid=valid and parse_valid(valid), crop=crop or None,
-        pretrained=False if from_scratch else None, precision=precision)
-    check_writable(out)
-    from fgir.recipes import get_recipe, learner_from_recipe
-
-    undo = undo if undo in (None, 'all') else undo.split(',')
-    get_recipe(name, undo or (), **changes)
-    table = read_data(root, data, skip_bad, crop, split=split, level=level)
-    check_test_rows(table)
-    if in_processes(processes, ctx.obj): return
-    loaders = dict(num_workers=workers, device=device and pick_device(device))
-    learn = learner_from_recipe(name, table, undo or (), out=out, loaders=loaders, **changes)
-    train_and_score(learn, table, learn.recipe['ks'], resume, force, log)
-
-# %% ../nbs/10_cli.ipynb #e70bc8a3
-GDConfig = option(str, 'Global descriptors: S, M, G, SM, MS, SG, GS, MG, GM, SMG, MSG or GSM.', metavar='LETTERS')
-Dim = option(int, 'Length of the embedding, divisible by the number of letters.', min=1, metavar='N')
-Smoothing = option(float, 'Label smoothing, share of the target from 0 to below 1.', metavar='X')
-Temperature = option(float, 'Divides the class scores, above 0.', metavar='X')
-Margin = option(float, 'Of the triplet loss, distance between unit vectors (0 to 2).', metavar='X')
-
-# %% ../nbs/10_cli.ipynb #8b4a1414
-@train.command()
-def cgd(
-    ctx: typer.Context, root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
-    data_name: DataName = None, backbone: Net = 'resnet50', weights: Weights = None, from_scratch: Scratch = False,
-    gd_config: GDConfig = 'SG', feature_dim: Dim = 1536, smoothing: Smoothing = .1, temperature: Temperature = .5,
-    margin: Margin = .1, recalls: Recalls = '1,2,4,8', batch_size: BatchSize = 128, epochs: Epochs = 20, size: Side = 224,
-    lr: Rate = 1e-4, valid: Valid = '0.2', seed: Seed = 0, precision: Precision = 'float32', processes: Processes = 1,
-    log: Log = None, workers: Workers = None, device: Device = None, resume: Resume = False, skip_bad: SkipBad = False,
-    out: Results = Path('results'), force: Force = False,
-):
-    "Train a combination of multiple global descriptors (CGD, seed 002) and describe the test images with it."
-    ks, valid = parse_ranks(recalls, '--recalls'), parse_valid(valid)
-    check_start(from_scratch, weights)
-    check_writable(out)
-    table = read_data(root, data, skip_bad, crop, split=split, level=level)
-    check_test_rows(table)
-    if in_processes(processes, ctx.obj): return
-    from fgir.cgd import cgd_learner
-
-    learn = cgd_learner(
-        table, data_name, gd_config, feature_dim, smoothing, temperature, margin, batch_size, epochs=epochs,
-        backbone=backbone, weights=weights, pretrained=not from_scratch, crop=crop, size=size, lr=lr, recalls=ks,
-        valid=valid, out=out, seed=seed, precision=precision, num_workers=workers, device=device and pick_device(device))
-    train_and_score(learn, table, ks, resume, force, log)
-
-# %% ../nbs/10_cli.ipynb #46dc905c
-Accuracy = option(str | None, 'How the epoch is picked: test, which picks on the test images as seed 004 does; a share of '
-                  "each class's training images to hold out; last, which picks none.", '--valid', metavar='X', default='test')
-
-@train.command()
-def fgic(
-    ctx: typer.Context, root: Root, data: Data = 'auto', split: Split = None, level: Level = None, crop: Crop = False,
-    data_name: DataName = None, backbone: Net = 'resnet50', weights: Weights = None, from_scratch: Scratch = False,
-    smoothing: Smoothing = .1, batch_size: BatchSize = 64, epochs: Epochs = 128, size: Side = 448, lr: Rate = None,
-    valid: Accuracy = 'test', seed: Seed = 2020, precision: Precision = 'float32', processes: Processes = 1, log: Log = None,
+    ctx: typer.Context, root: Root, data: Data = 'auto', data_name: DataName = None, split: Split = None, level: Level = None,
+    crop: Crop = False, crop_type: Cropped = None, backbone: Net = None, weights: Weights = None, from_scratch: Scratch = False,
+    undo: Undo = None, gd_config: GDConfig = None, feature_dim: Dim = None, smoothing: Smoothing = None,
+    temperature: Temperature = None, margin: Margin = None, warm_up: Warm = None, recalls: Recalls = None,
+    batch_size: BatchSize = None, epochs: Epochs = None, size: Side = None, lr: Rate = None, valid: Valid = None,
+    seed: RunSeed = None, precision: Precision = None, settings: Set = (), processes: Processes = 1, log: Log = None,
     workers: Workers = None, device: Device = None, resume: Resume = False, skip_bad: SkipBad = False,
     out: Results = Path('results'), force: Force = False,
 ):
-    "Train a fine-grained classifier (seed 004) and measure its accuracy on training and test images."
-    check_start(from_scratch, weights)
+    "Train by a recipe and measure the result on the test images. `fgir recipes RECIPE` shows its settings and quirks."
     check_writable(out)
-    table = read_data(root, data, skip_bad, crop, split=split, level=level)
-    from fgir.classify import check_classes, fgic_learner, finish_fgic
+    name, undo = ctx.info_name, undo if undo in (None, 'all') else undo.split(',')
+    changes = changes_of(
+        settings, backbone=backbone, weights=weights, pretrained=False if from_scratch else None,
+        crop=is_cropped(crop, crop_type), gd_config=gd_config, feature_dim=feature_dim, smoothing=smoothing,
+        temperature=temperature, margin=margin, warm_up=warm_up, batch_size=batch_size, epochs=epochs, size=size,
+        lr=lr, seed=seed, precision=precision, ks=recalls and parse_ranks(recalls, '--recalls'),
+        valid=valid and parse_valid(valid))
+    if name != 'cgd' and 'feature_dim' in changes.get('net', {}): changes['net']['dim'] = changes['net'].pop('feature_dim')
+    from fgir.recipes import get_recipe
 
-    check_classes(table)
+    r = get_recipe(name, undo or (), **changes)
+    table = read_data(root, data, skip_bad, r['crop'], split=split, level=level)
+    check_rows(table, r)
     if in_processes(processes, ctx.obj): return
-    learn = fgic_learner(
-        table, backbone, size, weights, not from_scratch, epochs, batch_size, lr, smoothing, precision, parse_valid(valid), crop,
-        out, seed, data_name, num_workers=workers, device=device and pick_device(device))
-    if not fit_and_log(learn, resume, force, log): return
-    print((finish_fgic(learn, table, progress=watched())*100).to_string(float_format='%.2f'))
-    print(f'files: {out/learn.prefix}*')
+    loaders = dict(num_workers=workers, device=device and pick_device(device))
+    learn = make_learner(name, table, undo or (), data_name, changes, out=out, loaders=loaders)
+    if fit_and_log(learn, resume, force, log): score(learn, table)
 
 # %% ../nbs/10_cli.ipynb #bb8824b8
 @app.command()
@@ -803,7 +872,7 @@ def extract(
     files = [seed_json/seed_file(name) for name in describe.what] if seed_json else []
     if len(set(files)) < len(files): raise ValueError('--seed-json: embedding and pool_norm_joint have one file name')
     refuse_existing(files, force)
-    how = settings(record, tfms=tfms, size=size, crop=crop)
+    how = settings(record, tfms=tfms, size=size, crop=crop or None)
     note = f'{model or backbone}' + (f', weights {weights}' if weights else '')
     features = extract_all(describe, table, out, shard, bs=batch_size, num_workers=workers, note=note, force=force,
                            facts=origin(model, weights), progress=watched(), skip_bad=skip_bad, **how)
@@ -824,9 +893,9 @@ def print_rerank(features: dict[str, 'Features'], methods: list[str], ks: list[i
 
     measures = [*(f'R@{k}' for k in ks), 'MAP@R']
     for model, array in ((model, array) for model, f in features.items() for array in f.names):
-        found = evaluate_rerank(features[model], array, ['none', *methods], measures, max(100, ks[-1]))
-        found[measures] *= 100
-        print(f'\n{model}, {array}, first {max(100, ks[-1])} answers\n{found.round(1).to_string()}')
+        found = evaluate_rerank(features[model], array, ['none', *methods], measures)
+        found[[c for c in found if c != 'ms a query']] *= 100
+        print(f'\n{model}, {array}\n{found.round(1).to_string()}')
 
 # %% ../nbs/10_cli.ipynb #a13b09c2
 @app.command()
@@ -868,18 +937,65 @@ def pick_array(
     if name not in features.names: raise ValueError(f"--array: name one of {', '.join(features.names)}")
     return name
 
+# %% ../nbs/10_cli.ipynb #fc1bc206
+def find_row(features: 'Features', image: Path) -> int | None:
+    "The row of the features whose image is that file; None if there is none."
+    from fgir.index import _spellings
+
+    paths = features.table['path']
+    there = paths.isin(_spellings(image, features.table.attrs.get('root'))).to_numpy()
+    return int(there.argmax()) if there.any() else None
+
+def box_of(row: 'pd.Series', record: dict) -> list[float] | None:
+    "The box of a row of a table, if its images are described by their boxes."
+    return [float(row[c]) for c in ('x1', 'y1', 'x2', 'y2')] if record.get('crop') else None
+
+# %% ../nbs/10_cli.ipynb #85612a4f
+def search_row(index: 'Index', vector, image: Path, k: int, leave_self: bool) -> 'pd.DataFrame':
+    "Search with the vector that a file of features has for a photograph, as `search_image` does."
+    from fgir.index import _without
+
+    own = index.same_file(image) if leave_self else []
+    return _without(index.search(vector, min(k + len(own), max(k, len(index)))), own, k)
+
 # %% ../nbs/10_cli.ipynb #236ccc8f
-def show_answer(index: 'Index', image: Path, found: 'pd.DataFrame', box, as_json: bool, picture: Path | None):
-    "Print what was found for a photograph, and draw it if a picture is wanted."
+Kind = option(str | None, 'What the photograph shows: right answers are framed green, others red.', '--name',
+              metavar='KIND', default='known for a photograph of the gallery')
+LeaveSelf = option(bool, 'Whether a photograph of the gallery is left out of its own answer.',
+                   '--leave-out-self/--keep-self')
+
+def say_left_out(found: 'pd.DataFrame'):
+    "Say which images of the gallery are the photograph itself, and were left out."
+    for path in found.attrs['left_out']:
+        print(f'{path} is the photograph itself and was left out; --keep-self keeps it', file=sys.stderr)
+
+# %% ../nbs/10_cli.ipynb #f9c82131
+def show_answer(index: 'Index', image: Path, found: 'pd.DataFrame', box, as_json: bool, picture: Path | None,
+                name: str | None = None):
+    "Print what was found for a photograph of the kind `name`, and draw it if a picture is wanted."
     from fgir.data import write_atomic
     from fgir.index import show_search
 
+    say_left_out(found)
+    if name and name not in index.store.classes(): print(f'{name}: no image of the gallery shows it', file=sys.stderr)
     answer = found[['rank', 'score', 'name', 'path']]
     if as_json: print(json.dumps(answer.to_dict('records')))
-    else: print(answer.to_string(index=False, float_format='%.4f'))
+    else: print(*([f'{image}: {name}'] if name else []), answer.to_string(index=False, float_format='%.4f'), sep='\n')
     if picture:
-        with write_atomic(picture) as tmp: show_search(index, image, found, box=box).savefig(tmp)
+        with write_atomic(picture) as tmp: show_search(index, image, found, name, box).savefig(tmp)
 
+# %% ../nbs/10_cli.ipynb #fcbae82e
+def save_pictures(features: 'Features', row: int | None, image: Path, out: Path, k: int, array: str, metric: str,
+                  force: bool):
+    "Write the answer for a photograph of the set as the programs of seeds 002 and 003 do; ValueError for another."
+    from fgir.features import save_retrieval_pictures
+
+    if row is None: raise ValueError(f'--pictures: {image} is none of the described images')
+    folder = Path(features.table['path'].iat[row]).name.partition('.')[0]
+    made = save_retrieval_pictures(features, row, out, k, array, metric, force=force, folder=folder)
+    print(f'{made}: query_img.jpg and {len(list(made.iterdir())) - 1} answers', file=sys.stderr)
+
+# %% ../nbs/10_cli.ipynb #6ba3394b
 @app.command()
 def search(
     image: argument(Path, 'IMAGE', 'The photograph to search with.'),
@@ -887,20 +1003,36 @@ def search(
     model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
     descriptor: Descriptor = None,
     array: option(str | None, 'Array to search in.', metavar='NAME', default='the only one, or embedding') = None,
-    k: option(int, 'Images to find.', '-k', '--k', min=1, metavar='N') = 8,
-    box: Box = None,
+    k: option(int, 'Images to find.', '-k', '--k', '--retrieval-num', min=1, metavar='N') = 8,
+    leave_self: LeaveSelf = True, name: Kind = None, box: Box = None,
     as_json: switch('--json', 'Print JSON.', 'a table') = False,
     picture: option(Path | None, 'Write a picture of the answer.', metavar='PNG', default='none') = None,
+    pictures: option(Path | None, 'Write a framed picture of each answer into a folder below this one, as CGD and PP '
+                     'do for a photograph of the set.', metavar='FOLDER', default='none') = None,
+    metric: option(str | None, 'The number in the names of --pictures: euclidean, as CGD, or cosine, as PP.',
+                   metavar='NAME', default='euclidean') = None,
     device: Device = None, force: Force = False,
 ):
-    "Find the images that are most like a photograph."
-    check_descriptor_options(model, backbone, weights, pool, descriptor)
-    refuse_existing([picture] if picture else [], force)
+    "Find the images that are most like a photograph. One of those described needs no model."
+    described_by = (model, backbone, weights, pool, descriptor)
+    if any(described_by): check_descriptor_options(*described_by)
+    elif box or device: raise ValueError('--box and --device go with --model or --backbone')
+    if metric and not pictures: raise ValueError('--metric goes with --pictures')
+    check_picture(picture, force)
     from fgir.features import Features
     from fgir.index import Index
 
-    gallery = Features.load(features)
-    if 'gallery' in set(gallery.table['split']): gallery = gallery.select('gallery')
-    index = Index.build(gallery, pick_array(gallery, array))
-    found = index.search_image(image, load_descriptor(model, backbone, weights, pool, device, descriptor)[0], k=k, box=box)
-    show_answer(index, image, found, box, as_json, picture)
+    known = Features.load(features)
+    gallery = known.select('gallery') if 'gallery' in set(known.table['split']) else known
+    index, row = Index.build(gallery, pick_array(gallery, array)), find_row(known, image)
+    if row is None and not any(described_by):
+        raise ValueError(f'{image}: none of the images of {features}, so name one of --model FILE and --backbone NAME')
+    if row is not None:
+        name = name or known.table['name'].iat[row]
+        box = box or box_of(known.table.iloc[row], known.record)
+    if pictures: save_pictures(known, row, image, pictures, k, index.name, metric or 'euclidean', force)
+    if any(described_by):
+        describe, _ = load_descriptor(model, backbone, weights, pool, device, descriptor)
+        found = index.search_image(image, describe, k, box, leave_out_self=leave_self)
+    else: found = search_row(index, known[index.name][row], image, k, leave_self)
+    show_answer(index, image, found, box, as_json, picture, name)

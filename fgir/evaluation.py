@@ -38,7 +38,7 @@ from PIL import Image
 from . import __version__
 from .data import load_row, write_atomic
 from .features import Features, _record, evaluate_recall, extract, query_and_gallery, sides
-from .metrics import confidence, first_hit_rank, measure, score_queries
+from .metrics import TOO_FEW, confidence, first_hit_rank, measure, score_queries
 from .search import neighbours
 
 # %% ../nbs/09_evaluation.ipynb #a7301484
@@ -138,17 +138,17 @@ def compare(
     names: tuple[str | None, str | None] = (None, None),  # of the arrays; default the first of each
     measure: str = 'R@1',  # as in `score_queries`
     level: float = .95,  # of the interval
-    seed: int = 0,
-) -> dict:  # measure of a and of b, b - a with its interval, whether zero lies outside
+) -> dict:  # measure of a and of b, b - a, its interval (NaN for too few classes), whether zero lies outside, a verdict
     "Compare two descriptors query by query; ValueError unless they are of the same images."
     same = a.table[['path', 'label', 'split']].equals(b.table[['path', 'label', 'split']])
     if not same: raise ValueError('a, b: expected features of the same images in the same order')
     asked = [query_and_gallery(f.table, f[name or f.names[0]]) for f, name in zip((a, b), names, strict=True)]
     found = [score_queries(*one, measures=[measure])[measure].to_numpy() for one in asked]
-    low, high = confidence(found[1] - found[0], asked[0][1], level, seed=seed)
+    low, high = confidence(found[1], asked[0][1], level, against=found[0])
     means = [float(s.mean()) for s in found]
+    verdict = TOO_FEW if np.isnan(low) else 'b is higher' if low > 0 else 'a is higher' if high < 0 else 'no difference shown'
     return dict(measure=measure, a=means[0], b=means[1], difference=means[1] - means[0], low=low, high=high,
-                differs=not low <= 0 <= high)
+                differs=low > 0 or high < 0, verdict=verdict)
 
 # %% ../nbs/09_evaluation.ipynb #958dc58a
 def judge(
@@ -403,9 +403,9 @@ def interval(
     judged: pd.DataFrame,  # from `judge`
     k: int = 1,
 ) -> str:
-    "The 95 % bootstrap interval of Recall@K in percent, drawn by class; '' for a single class."
-    if judged['label'].nunique() < 2: return ''
-    return ' to '.join(map(percent, confidence(judged['first'] <= k, judged['label'])))
+    "The 95 % interval of Recall@K in percent, for other classes of the kind; 'too few classes' where there are."
+    ends = confidence(judged['first'] <= k, judged['label'])
+    return TOO_FEW if np.isnan(ends[0]) else ' to '.join(map(percent, ends))
 
 # %% ../nbs/09_evaluation.ipynb #d8727de7
 def headline(
@@ -419,7 +419,8 @@ def headline(
     text = (f'{which}{best["model"]}, {best["descriptor"]} ({best["dim"]} numbers an image). R@K is the share (%) of '
             f'the {best["n_queries"]} queries that have an image of their own class among the K nearest of '
             f'{best["n_gallery"]}.')
-    if about: text += f' The 95 % bootstrap interval of {columns[0]}, drawn by class, is {about}.'
+    if about == TOO_FEW: text += f' For an interval of {columns[0]} these are {TOO_FEW}.'
+    elif about: text += f' The 95 % interval of {columns[0]}, for other classes of the kind, is {about}.'
     text += ''.join(f' {said}.' for said in caveats(results))
     tiles = (h.Div(h.Strong(percent(best[c])), c, *([h.Small(about)] if about and c == columns[0] else []), cls='tile')
              for c in columns)

@@ -47,6 +47,7 @@ from fgir.data import (
     _refuse,
     _zero_shot,
     image_path,
+    load_pth,
     load_row,
     make_table,
     read_aircraft,
@@ -66,6 +67,14 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
     with write_atomic(path.with_suffix('.json')) as tmp: tmp.write_text(json.dumps(table.attrs))
     with write_atomic(path) as tmp: table.to_csv(tmp, index=False)
 
+# %% ../nbs/00b_formats.ipynb #6eeb66fa
+def _read_json(path: Path, kind: type) -> dict | list:
+    "Read a JSON file that holds a dictionary or a list; ValueError naming the file for any other."
+    try: value = json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not a JSON file ({e})') from e
+    if isinstance(value, kind): return value
+    raise ValueError(f'{path}: expected a {kind.__name__}, found {type(value).__name__}')
+
 # %% ../nbs/00b_formats.ipynb #1470d09c
 def read_table(
     path: str | Path,  # the CSV file; its JSON file must lie beside it
@@ -73,15 +82,16 @@ def read_table(
 ) -> pd.DataFrame:
     "Read a table that `write_table` wrote; raises ValueError naming the line that is wrong."
     path = Path(path)
-    try: attrs = json.loads(path.with_suffix('.json').read_text())
-    except ValueError as e: raise ValueError(f"{path.with_suffix('.json')}: {e}") from e
+    attrs = _read_json(path.with_suffix('.json'), dict)
+    odd = next((k for k in ('root', 'dataset') if not isinstance(attrs.get(k, ''), str)), None)
+    if odd: raise ValueError(f"{path.with_suffix('.json')}: expected a text for {odd!r}, found {attrs[odd]!r:.40}")
     try: rows = pd.read_csv(path, dtype=str, na_filter=False)
     except ValueError as e: raise ValueError(f"{path}: {' '.join(str(e).split())}") from e
     box = [*BOX] if rows.columns.isin(BOX).any() else []
     lost = [c for c in ('path', 'label', 'name', 'split', *box) if c not in rows]
     if lost: raise ValueError(f'{path}, line 1: no column {lost[0]!r}')
     where = [f'{path}, line {i + 2}' for i in range(len(rows))]
-    _refuse(~rows['label'].str.fullmatch(r'\d+'), where, 'expected an integer label, found {!r}', rows['label'])
+    _refuse(~rows['label'].str.fullmatch('[0-9]{1,18}'), where, 'expected an integer label, found {!r}', rows['label'])
     boxes = rows[box].apply(pd.to_numeric, errors='coerce') if box else None
     table = make_table(rows['path'], rows['label'].astype(np.int64), rows['name'], list(rows['split']),
                        root or attrs.get('root', path.parent), attrs.get('dataset', 'folder'), boxes, where)
@@ -99,7 +109,7 @@ def _seed_names(table: pd.DataFrame) -> list[str]:
 def _begin_crops(out: Path, record: dict, force: bool) -> None:
     "Make the folder `out` with its record; raises FileExistsError if it holds anything else."
     file = out/'crops.json'
-    old = json.loads(file.read_text()) if file.is_file() else None
+    old = _read_json(file, dict) if file.is_file() else None
     if out.is_dir() and any(out.iterdir()) and old != record and not force:
         raise FileExistsError(f'{out}: holds {old or "other files"}, not {record}; use another folder or force=True')
     with write_atomic(file) as tmp: tmp.write_text(json.dumps(record))
@@ -180,11 +190,10 @@ def _table_of_files(rows: list[tuple], dataset: str) -> pd.DataFrame:
 def _json_list(path: Path, kind: type, what: str) -> list:
     "Read a JSON list whose entries are all of type `kind`."
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file; there are {", ".join(CFGA_FILES.values())}')
-    try: values = json.loads(path.read_text())
-    except ValueError as e: raise ValueError(f'{path}: {e}') from e
-    if not isinstance(values, list): raise ValueError(f'{path}: expected a list, found {type(values).__name__}')
+    values = _read_json(path, list)
     for i, value in enumerate(values):
-        if type(value) is not kind: raise ValueError(f'{path}, entry {i}: expected {what}, found {value!r:.40}')
+        if type(value) is not kind or kind is int and abs(value) >= 10**18:
+            raise ValueError(f'{path}, entry {i}: expected {what}, found {value!r:.40}')
     return values
 
 # %% ../nbs/00b_formats.ipynb #12c1a231
@@ -216,14 +225,12 @@ def write_cgd_dicts(table: pd.DataFrame, path: str | Path) -> None:
 # %% ../nbs/00b_formats.ipynb #04c97c28
 def _load_dicts(path: Path) -> dict:
     "Load a file of plain dictionaries."
-    if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
-    try: dicts = torch.load(path, weights_only=True)
-    except Exception as e: raise ValueError(f'{path}: not a file of plain dictionaries: {e!r:.120}') from e
+    dicts = load_pth(path)
     if isinstance(dicts, dict): return dicts
     raise ValueError(f'{path}: expected a dictionary of splits, found {dicts!r:.40}')
 
 def _check_paths(label: object, paths: object, where: str) -> None:
-    if not isinstance(label, str) or not re.fullmatch(r'(id_0*)?[1-9]\d*', label):
+    if not isinstance(label, str) or not re.fullmatch(r'(id_0*)?[1-9][0-9]{0,17}', label):
         raise ValueError(f"{where}: expected a label such as '1' or 'id_00000001', found {label!r:.40}")
     if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
         raise ValueError(f'{where}, label {label!r}: expected a list of paths, found {paths!r:.40}')
@@ -252,19 +259,35 @@ def _check_member(name: str, plain: bool) -> None:
     if path.anchor or '..' in path.parts: raise ValueError(f'member {name!r} lies outside of the folder')
     if not plain: raise ValueError(f'member {name!r} is neither a file nor a folder')
 
+# %% ../nbs/00b_formats.ipynb #8a105aac
+_ROOM = dict(bytes=2**28, times=20)
+
+def _room(path: Path) -> Callable[[int], None]:
+    "Give a function that adds up the sizes of what is unpacked; it raises ValueError when they are too many for the archive."
+    packed = path.stat().st_size
+    left = limit = max(_ROOM['bytes'], _ROOM['times']*packed)
+    def take(size):
+        nonlocal left
+        left -= max(size, 512)
+        if left < 0: raise ValueError(f'more than {limit} bytes come out of {packed}')
+    return take
+
 # %% ../nbs/00b_formats.ipynb #46d98264
 def _unzip(path: Path, out: Path, report: Callable) -> None:
-    done = 0
+    done, take = 0, _room(path)
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
+            take(member.file_size)
             _check_member(member.filename, S_IFMT(member.external_attr >> 16) in (0, S_IFREG, S_IFDIR))
             archive.extract(member, out)
             report(done := done + member.compress_size)
 
 # %% ../nbs/00b_formats.ipynb #a3a9c94a
 def _untar(path: Path, out: Path, report: Callable) -> None:
+    take = _room(path)
     with open(path, 'rb') as file, tarfile.open(fileobj=file) as archive:
         for member in archive:
+            take(member.size)
             _check_member(member.name, member.isfile() or member.isdir())
             archive.extract(member, out, filter='data')
             report(file.tell())
@@ -382,7 +405,7 @@ def _devkit_rows(root: Path, split: str) -> pd.DataFrame:
     kinds, rows = {'fname': str, 'class': int} | dict.fromkeys(['bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2'], int), []
     for i, r in enumerate(_loadmat(path, 'annotations'), 1):
         try: rows.append([kind(r[f].item()) for f, kind in kinds.items()] + [f'{path}, record {i}', split])
-        except (ValueError, TypeError, AttributeError) as e:
+        except (ValueError, TypeError, AttributeError, IndexError) as e:
             raise ValueError(f'{path}, record {i}: expected one each of {", ".join(kinds)}: {e}') from None
     return pd.DataFrame(rows, columns=[*kinds, 'where', 'split'])
 
@@ -396,7 +419,8 @@ def read_cars_devkit(
     _one_of('split', split, ('zero-shot', 'official'))
     rows = pd.concat([_devkit_rows(root, s) for s in _DEVKIT], ignore_index=True)
     meta = _in_devkit(root, 'cars_meta.mat')
-    classes = [str(c.item()) for c in _loadmat(meta, 'class_names')]
+    try: classes = [str(c.item()) for c in _loadmat(meta, 'class_names')]
+    except (ValueError, AttributeError) as e: raise ValueError(f'{meta}: expected one name for each class: {e}') from e
     classes = pd.DataFrame({'class': range(1, len(classes) + 1), 'name': classes, 'where': f'{meta}, class_names'})
     names = _class_names(classes, rows['class'], rows['where'])
     splits = _zero_shot(rows['class']) if split == 'zero-shot' else rows['split']

@@ -6,11 +6,12 @@ Docs: https://fgir.github.io/fgir/gallery.html.md"""
 
 # %% auto #0
 __all__ = ['index', 'Gallery', 'Images', 'AllRows', 'SOURCE', 'in_database', 'open_gallery', 'changing', 'refuse_taken',
-           'source_of', 'make_descriptor', 'described', 'parse_engine', 'part_of', 'make_gallery', 'build', 'add',
-           'remove', 'info', 'parse_where', 'search']
+           'source_of', 'make_descriptor', 'source_of_record', 'described', 'parse_engine', 'part_of', 'make_gallery',
+           'build', 'add', 'remove', 'info', 'parse_where', 'search']
 
 # %% ../nbs/10a_gallery.ipynb #2116ec90
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ import fgir.cli as cli
 from .cli import argument, option, refuse_existing, switch
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from fgir.features import Features
     from fgir.index import Index
 
@@ -70,7 +73,7 @@ SOURCE = ('model', 'backbone', 'weights', 'pool', 'descriptor')
 def source_of(record: dict, **given) -> dict:
     "How to make the descriptor: as given, or if nothing is, as the record of a gallery says."
     given = {k: None if v is None else str(v) for k, v in given.items()}
-    source = given if any(given.values()) else record.get('source') or given
+    source = given if any(given.values()) else source_of_record(record)
     cli.check_descriptor_options(*(source[k] for k in SOURCE))
     return source
 
@@ -78,6 +81,17 @@ def make_descriptor(source: dict, device: str | None) -> tuple:
     "The descriptor of a source, and how its images are cut."
     model = Path(source['model']) if source['model'] else None
     return cli.load_descriptor(model, source['backbone'], source['weights'], source['pool'], device, source['descriptor'])
+
+# %% ../nbs/10a_gallery.ipynb #7e7770af
+def source_of_record(record: dict) -> dict:
+    "What the record of a gallery says of its descriptor; ValueError for what is of another kind, or to be fetched."
+    source = record.get('source') or {}
+    if not isinstance(source, dict) or not all(v is None or isinstance(v, str) for v in source.values()):
+        raise ValueError(f'the gallery\'s record is damaged: "source" is {source!r:.80}')
+    address = next((v for v in source.values() if v and re.search(r'://|^[\\/]{2}', v)), None)
+    if address: raise ValueError(f'the gallery names {address}, and what a file names is not fetched: '
+                                 f'to trust it, say so with --backbone {source.get("backbone")} --weights {address}')
+    return dict.fromkeys(SOURCE) | source
 
 # %% ../nbs/10a_gallery.ipynb #90b8f3bd
 def described(

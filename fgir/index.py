@@ -7,8 +7,9 @@ Docs: https://fgir.github.io/fgir/index.html.md"""
 # %% auto #0
 __all__ = ['KINDS', 'BLOCK', 'TAUGHT', 'FEW', 'SAME', 'VERSION', 'NO_SUM', 'GALLERIES', 'FIELDS', 'ENGINES', 'unit_rows',
            'complete_settings', 'empty_engine', 'train_engine', 'FaissStore', 'faiss_store', 'Index', 'wanted_values',
-           'chosen_rows', 'photo_table', 'show_search', 'fitted', 'checksum', 'seal', 'load_store', 'features_of',
-           'milvus_client', 'milvus_filter', 'MilvusStore', 'new_milvus_store', 'facts_in']
+           'chosen_rows', 'photo_table', 'show_search', 'fitted', 'checksum', 'seal', 'read_about', 'read_engine',
+           'check_engine', 'read_store', 'load_store', 'features_of', 'milvus_client', 'milvus_filter', 'MilvusStore',
+           'new_milvus_store', 'facts_in']
 
 # %% ../nbs/07_index.ipynb #b3196c99
 import json
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
+from typing import BinaryIO
 
 import faiss
 import numpy as np
@@ -27,8 +29,9 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data import BOX, image_path, load_image, make_table, write_atomic
-from .features import Features, _create, _header, _map, extract, refuse_twice, say_crop, show_neighbours
+from .data import BOX, image_path, load_image, make_table
+from .features import Features, _create, extract, open_features, read_features, refuse_twice, say_crop, show_neighbours
+from .files import OpenFile, naming, write_atomic
 from .loaders import TRANSFORMS
 
 # %% ../nbs/07_index.ipynb #b94e330a
@@ -470,25 +473,23 @@ def remove(self: Index, paths: str | Sequence[str]):
 VERSION = 1
 NO_SUM = b'0'*32
 
-def checksum(path: Path) -> str:
-    "Digest of a gallery's file, with zeros where the digest itself is kept."
-    digest = blake2b(digest_size=16)
-    with open(path, 'rb') as f:
-        size = f.read(8)
-        head = f.read(int.from_bytes(size, 'little'))
-        at = head.find(b'"checksum": "') + 13
-        digest.update(size + head[:at] + NO_SUM + head[at + 32:])
-        while block := f.read(2**22): digest.update(block)
-    return digest.hexdigest()
+def checksum(file: BinaryIO) -> tuple[str, int]:
+    "Digest of a gallery's open file, with zeros where the digest itself is kept, and where that is."
+    file.seek(0)
+    size = file.read(8)
+    head = file.read(int.from_bytes(size, 'little'))
+    at = head.find(b'"checksum": "') + 13
+    digest = blake2b(size + head[:at] + NO_SUM + head[at + 32:], digest_size=16)
+    while block := file.read(2**22): digest.update(block)
+    return digest.hexdigest(), len(size) + at
 
 # %% ../nbs/07_index.ipynb #f4aebc3e
 def seal(path: Path):
     "Write the checksum into a file that is complete but for it."
-    found = checksum(path).encode()
-    with open(path, 'r+b') as f:
-        at = f.read(8 + int.from_bytes(f.read(8), 'little')).find(b'"checksum": "' + NO_SUM)
-        f.seek(8 + at + 13)
-        f.write(found)
+    with open(path, 'r+b') as file:
+        found, at = checksum(file)
+        file.seek(at)
+        file.write(found.encode())
 
 # %% ../nbs/07_index.ipynb #a1f25217
 @patch
@@ -514,22 +515,56 @@ def save(self: FaissStore, path: Path):
         seal(tmp)
 
 # %% ../nbs/07_index.ipynb #f203d3f3
+_ABOUT = dict(version=int, name=str, kind=str, settings={str: (int, type(None))})
+
+def read_about(file: OpenFile, verify: bool) -> dict:
+    "What a gallery's open file says about itself; ValueError for a later version, or if it is not what was written."
+    about = file.field('index', _ABOUT)
+    if about['version'] != VERSION: raise ValueError(f'a gallery of version {about["version"]}, this fgir reads {VERSION}')
+    if verify and checksum(file.file)[0] != file.metadata.get('checksum'):
+        raise ValueError('not what was written, its checksum differs')
+    return about | dict(settings=complete_settings(about['kind'], about['settings']))
+
+# %% ../nbs/07_index.ipynb #4ff999cf
+def read_engine(file: OpenFile, kind: str) -> faiss.Index:
+    "The engine in a gallery's open file; ValueError for what is none of its kind."
+    data = np.asarray(file.array('index.engine'))
+    if bytes(data[:4]) != dict(hnsw=b'IHNf', ivfpq=b'IwPQ')[kind]: raise ValueError(f'its engine is not one of {kind}')
+    try: return faiss.deserialize_index(data)
+    except (RuntimeError, AssertionError, MemoryError) as e:
+        raise ValueError(f'its engine cannot be read ({str(e).strip().splitlines()[:1]})') from None
+
+def check_engine(store: FaissStore) -> FaissStore:
+    "The store, if its engine is one over its vectors; else ValueError."
+    x, engine = store.features[store.name], store.engine
+    if (engine.ntotal, engine.d) != x.shape:
+        raise ValueError(f'its engine has {engine.ntotal} rows of {engine.d} numbers, {store.name!r} is {x.shape}')
+    if engine.metric_type != faiss.METRIC_INNER_PRODUCT or not engine.is_trained:
+        raise ValueError('its engine is not one for inner products that was trained')
+    return store
+
+# %% ../nbs/07_index.ipynb #19ec3443
+def read_store(file: OpenFile, verify: bool = True) -> FaissStore:
+    "The store of a gallery's open file; ValueError names the file and what does not fit."
+    with naming(file.path):
+        about, features = read_about(file, verify), read_features(file)
+        name, kind, settings = (about[k] for k in ('name', 'kind', 'settings'))
+        lost = [f'column {c}' for c in ('path', 'label', 'name') if c not in features.table]
+        if name not in features.names: lost.append(f'array {name}')
+        if lost: raise ValueError(f'a gallery without {lost[0]}')
+        gone = np.array(file.array('index.gone'))
+        if gone.dtype != bool or gone.shape != (len(features),): raise ValueError(f'index.gone is {gone.dtype} {gone.shape}')
+        if kind == 'flat': return faiss_store(features, name, kind, settings)
+        return check_engine(FaissStore(features, name, kind, settings, read_engine(file, kind), gone))
+
 def load_store(
     path: Path,
     verify: bool = True,  # read all of it and compare the checksum; else only what is needed
 ) -> FaissStore:
     "Read a store; ValueError for a file that is none, is cut off, of a later version, or not what was written."
-    metadata, tensors, start = _header(path)
-    if 'index' not in metadata: raise ValueError(f'{path} is a file of features, not of a gallery')
-    about = json.loads(metadata['index'])
-    if about['version'] != VERSION: raise ValueError(f'{path}: a gallery of version {about["version"]}, this fgir reads {VERSION}')
-    if verify and checksum(path) != metadata['checksum']: raise ValueError(f'{path}: not what was written, its checksum differs')
-    features, gone = Features.load(path), np.array(_map(path, start, **tensors['index.gone']))
-    settings = about['settings']
-    if about['kind'] == 'flat': return faiss_store(features, about['name'], 'flat', settings)
-    try: engine = faiss.deserialize_index(np.asarray(_map(path, start, **tensors['index.engine'])))
-    except RuntimeError as e: raise ValueError(f'{path}: its engine cannot be read ({str(e).splitlines()[0]})') from None
-    return FaissStore(features, about['name'], about['kind'], settings, engine, gone)
+    with open_features(path) as file:
+        if 'index' not in file.metadata: raise ValueError(f'{path} is a file of features, not of a gallery')
+        return read_store(file, verify)
 
 # %% ../nbs/07_index.ipynb #07027975
 @patch
@@ -543,9 +578,9 @@ def save(self: Index, path: str | Path, force: bool = False) -> Path:
 # %% ../nbs/07_index.ipynb #99f10eb6
 def features_of(path: str | Path) -> Features:
     "The features of a file of features or of a gallery; of the latter without what was removed."
-    metadata, _, _ = _header(Path(path))
-    if 'index' not in metadata: return Features.load(path)
-    store = load_store(Path(path))
+    with open_features(Path(path)) as file:
+        if 'index' not in file.metadata: return read_features(file)
+        store = read_store(file)
     return store.features.select(~store.gone) if store.gone.any() else store.features
 
 # %% ../nbs/07_index.ipynb #430ee1d3

@@ -7,35 +7,41 @@ Docs: https://fgir.github.io/fgir/learner.html.md"""
 # %% auto #0
 __all__ = ['adam', 'RetrievalEval', 'embedding_of', 'table_recall', 'RetrievalRecorder', 'TrainOnlyLoss', 'split_groups',
            'SeedEpoch', 'FreezeBN', 'WarmUp', 'ClipValue', 'StopAfter', 'join_processes', 'gather_rows', 'norm_of_all',
-           'GlobalBatch', 'AnyDevicePrecision', 'KeepState', 'SaveBest', 'Statistics', 'pack', 'unpack',
-           'RetrievalLearner', 'retrieval_learner']
+           'GlobalBatch', 'AnyDevicePrecision', 'KeepState', 'two_errors', 'pick_epoch', 'held_out', 'too_few',
+           'SaveBest', 'Statistics', 'pack', 'unpack', 'RetrievalLearner', 'retrieval_learner']
 
 # %% ../nbs/04_learner.ipynb #030e519b
 import json
+import math
 import os
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import fastai.callback.schedule  # noqa: F401  (fit_one_cycle, lr_find)
+import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelTrainException, TrainEvalCallback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
-from fastai.callback.progress import ProgressCallback
-from fastai.callback.tracker import SaveModelCallback, TrackerCallback
+from fastai.callback.mixup import MixHandler
+from fastai.callback.progress import ProgressCallback, ShowGraphCallback
+from fastai.callback.tracker import ReduceLROnPlateau, SaveModelCallback, TerminateOnNaNCallback, TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder, ValueMetric, mk_metric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
-from fastcore.basics import patch
+from fastai.vision.core import TensorImage
+from fastcore.basics import noop, patch
 from fastcore.foundation import L
+from PIL import Image
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 
 from .backbones import RetrievalNet, create_backbone, read_tensors, save_model
-from .data import image_path, write_atomic
+from .data import image_path, load_image, write_atomic
 from .features import extract, query_and_gallery, show_neighbours, sides
 from .metrics import recall_at_k
 from .search import neighbours
@@ -53,8 +59,8 @@ class RetrievalEval(Callback):
         if not self.training: self.embeddings.append(embedding_of(self.pred).detach().float())
 
     def after_validate(self):
-        table = getattr(self.dl, 'table', None)
-        if table is None or not self.embeddings: return
+        table, self.values = getattr(self.dl, 'table', None), {}
+        if table is None or sum(map(len, self.embeddings)) < len(table): return
         self.values = table_recall(torch.cat(self.embeddings), table, self.ks)
         self.embeddings = []
 
@@ -90,13 +96,13 @@ class RetrievalRecorder(Recorder):
     def before_fit(self):
         super().before_fit()
         self.metric_names = L('epoch', *self.columns) + (['time'] if self.add_time else [])
-        self.values = [L(v) for v in self.learn.history] if self.learn.first_epoch else []
+        self.values = [L(v) for v in self.learn.history[:self.learn.first_epoch]]
 
     @property
     def _train_mets(self): return L(self.smooth_loss, self.train_loss, *self.batch_metrics)
 
     @property
-    def _valid_mets(self): return L() if self.cancel_valid else self.metrics
+    def _valid_mets(self): return self.metrics
 
     def after_cancel_train(self): pass
 
@@ -104,7 +110,9 @@ class RetrievalRecorder(Recorder):
 
     def after_epoch(self):
         super().after_epoch()
-        if self.learn.in_run: self.learn.history = [[float(x) for x in v] for v in self.values]
+        if not self.learn.in_run: return
+        self.learn.history = [[float(x) for x in v] for v in self.values]
+        self.learn.picked = len(self.values)
 
     def plot_loss(self, skip_start=5, with_valid=False, **kwargs):
         return super().plot_loss(skip_start=skip_start, with_valid=with_valid, **kwargs)
@@ -146,10 +154,23 @@ class SeedEpoch(Callback):
 
     def before_validate(self): self.learn.loss_func.eval()
 
+# %% ../nbs/04_learner.ipynb #51c86751
+class _Holds(Callback):
+    "Keeps parameters from training for a part of a fit; those that were frozen before stay so."
+    held, run_valid = (), False
+
+    def hold(self, parameters):
+        self.held = [*self.held, *(p for p in parameters if p.requires_grad)]
+        for p in self.held: p.requires_grad_(False)
+
+    def leave(self):
+        for p in self.held: p.requires_grad_(True)
+        self.held = ()
+
 # %% ../nbs/04_learner.ipynb #363c3bf3
-class FreezeBN(Callback):
+class FreezeBN(_Holds):
     "Keep the running statistics of every `BatchNorm2d`, with `affine` its scale and shift as well (seeds 000 to 003)."
-    order, run_valid = -5, False
+    order = -5
 
     def __init__(self, affine: bool = False): self.affine = affine
 
@@ -157,18 +178,22 @@ class FreezeBN(Callback):
         for m in self.model.modules():
             if isinstance(m, nn.BatchNorm2d):
                 m.eval()
-                if self.affine: m.requires_grad_(False)
+                if self.affine: self.hold(m.parameters())
 
 # %% ../nbs/04_learner.ipynb #1c5c738d
-class WarmUp(Callback):
+class WarmUp(_Holds):
     "Train everything but the backbone for the first `epochs` epochs of a run (seeds 001, 003)."
-    order, run_valid = -6, False
+    order = -6
 
     def __init__(self, epochs: int): self.epochs = epochs
 
-    def before_train(self): self.model.backbone.requires_grad_(self.epoch >= self.epochs)
+    def before_fit(self):
+        if hasattr(self.model, 'backbone'): return
+        raise ValueError(f'WarmUp: {type(self.model).__name__} has no `backbone` to hold still')
 
-    def after_fit(self): self.model.backbone.requires_grad_(True)
+    def before_train(self):
+        if self.epoch < self.epochs: self.hold(self.model.backbone.parameters())
+        else: self.leave()
 
 # %% ../nbs/04_learner.ipynb #b6373631
 class ClipValue(Callback):
@@ -177,7 +202,7 @@ class ClipValue(Callback):
 
     def __init__(self, value: float): self.value = value
 
-    def before_step(self): nn.utils.clip_grad_value_(self.opt.all_params().itemgot(0), self.value)
+    def before_step(self): nn.utils.clip_grad_value_(self.learn.parameters(), self.value)
 
 
 class StopAfter(Callback):
@@ -242,16 +267,18 @@ class GlobalBatch(Callback):
     def after_fit(self):
         for hook in self.hooks: hook.remove()
 
+    leave = after_fit
+
 # %% ../nbs/04_learner.ipynb #60cfc0cf
 class AnyDevicePrecision(MixedPrecision):
     "fastai's `MixedPrecision` on whatever device the data are on."
-    name = 'mixed_precision'
+    name, inside = 'mixed_precision', False
 
     def before_fit(self):
         device = torch.device(self.dls.device).type
         dtype = torch.bfloat16 if self.amp_mode == AMPMode.BF16 else torch.float16
         self.kwargs['enabled'] = dtype == torch.float16
-        self.autocast, self.scales, self.inside = torch.autocast(device, dtype=dtype), L(), False
+        self.autocast, self.scales = torch.autocast(device, dtype=dtype), L()
         self.learn.scaler = torch.amp.GradScaler(device, **self.kwargs)
 
     def before_batch(self):
@@ -267,7 +294,7 @@ class AnyDevicePrecision(MixedPrecision):
 # %% ../nbs/04_learner.ipynb #c1ad75dd
 class KeepState(Callback):
     "Write `models/{fname}` after each epoch, from which `load_state` and `fit(start_epoch=)` go on."
-    order, run_valid, remove_on_fetch = 65, False, True
+    order, run_valid, remove_on_fetch = TrackerCallback.order + 2.5, False, True
 
     def __init__(self, fname: str = 'last', with_opt: bool = True): self.fname, self.with_opt = fname, with_opt
 
@@ -275,22 +302,102 @@ class KeepState(Callback):
 
     def after_epoch(self): self.learn.save(self.fname, with_opt=self.with_opt)
 
+# %% ../nbs/04_learner.ipynb #6aa36be9
+def two_errors(share: float, n: int) -> float:  # in units of the share
+    "Two standard errors of a share of `n` images, counted with two more hits and two more misses."
+    p = (min(max(share, 0), 1)*n + 2)/(n + 4)
+    return 2*math.sqrt(p*(1 - p)/(n + 4))
 
+
+def pick_epoch(
+    values,                # a measure of each epoch, larger is better; NaN where there is none
+    n: int | None = None,  # images of which the measure is a share; None: only an equal value is as good as the best
+    strict: bool = False,  # the first of the best, as the papers' programs pick
+) -> int:                  # counted from 1
+    "The latest epoch that is no more than two standard errors below the best."
+    values = np.nan_to_num(np.asarray(values, float), nan=-math.inf)
+    if strict: return int(values.argmax()) + 1
+    best = values.max()
+    return int(np.flatnonzero(values >= best - (two_errors(best, n) if n else 0))[-1]) + 1
+
+# %% ../nbs/04_learner.ipynb #320a5d13
+def held_out(
+    valid: pd.DataFrame,  # rows to validate on
+    train: pd.DataFrame,  # rows to train on
+) -> tuple[int, int]:     # images that are searched for; their classes that are not trained on, 0: all are
+    "How much there is to choose an epoch by."
+    rows = valid.iloc[sides(valid)[0]]
+    return len(rows), len(set(rows['label']) - set(train['label']))
+
+
+def too_few(images: int, classes: int) -> bool:
+    "Whether `held_out` images and classes are too few to choose an epoch by: below 30, or 1 to 3 classes."
+    return images < 30 or 0 < classes < 4
+
+# %% ../nbs/04_learner.ipynb #8c59ed50
 class SaveBest(SaveModelCallback):
-    "`SaveModelCallback` on `monitor`, best so far taken from the recorder when a run resumes."
+    "Keep the weights that `pick_epoch` picks by `monitor`, and say on what; the last ones if there is too little to pick by."
 
-    def __init__(self, monitor: str = 'R@1', fname: str = 'best', **kwargs):
-        super().__init__(monitor=monitor, fname=fname, **kwargs)
+    def __init__(self, monitor: str = 'R@1', fname: str = 'best', strict: bool = False, with_opt: bool = False):
+        super().__init__(monitor=monitor, fname=fname, with_opt=with_opt)
+        self.strict = strict
 
     def before_fit(self):
         super().before_fit()
-        self.run = self.learn.in_run
-        seen = [v[self.idx] for v in self.recorder.values if len(v) > self.idx]
-        if seen: self.best = max(seen) if self.comp(1, 0) else min(seen)
+        self.run, (train, valid) = self.learn.in_run, (getattr(dl, 'table', None) for dl in self.dls.loaders[:2])
+        self.counts = (0, 0) if valid is None else held_out(valid, train)
+        self.keep_last = valid is not None and not self.strict and too_few(*self.counts)
 
     def after_epoch(self):
-        TrackerCallback.after_epoch(self)
-        if self.new_best: self._save(self.fname)
+        if self.picked_epoch() == len(self.recorder.values): self._save(self.fname)
+
+    def after_fit(self):
+        if not self.recorder.values: return
+        super().after_fit()
+        self._save(self.fname)
+        if not rank_distrib(): print(self.what_was_picked())
+
+    def _save(self, name):
+        self.learn.selection = self.rule()
+        super()._save(name)
+
+# %% ../nbs/04_learner.ipynb #71159f8c
+@patch
+def epoch_values(self: SaveBest) -> list:
+    "What is monitored, an epoch each; NaN where an epoch has none."
+    return [row[self.idx] if len(row) > self.idx else math.nan for row in self.recorder.values]
+
+@patch
+def picked_epoch(self: SaveBest, strict: bool = False) -> int:
+    "The epoch, counted from 1, whose weights are to be kept of those seen so far, or the first of the best."
+    values, measures = self.epoch_values(), self.metrics.attrgot('name')
+    if self.keep_last and not strict: return len(values)
+    values = [-v for v in values] if self.comp == np.less else values
+    return pick_epoch(values, self.counts[0] if self.monitor in measures else None, strict or self.strict)
+
+# %% ../nbs/04_learner.ipynb #ba0f3166
+@patch
+def where(self: SaveBest) -> str:
+    "The images on which an epoch is picked."
+    (images, classes), valid = self.counts, getattr(self.dls.valid, 'table', None)
+    if valid is None: return 'the validation images'
+    if not (valid['split'] == 'valid').any(): return 'the test images'
+    return f'{images} images of ' + (f'{classes} held-out classes' if classes else 'the training classes')
+
+@patch
+def rule(self: SaveBest) -> str:
+    "How the epoch is picked."
+    if self.keep_last: return 'the last epoch'
+    if self.strict: return f'best epoch on {self.where()}'
+    return f'latest epoch within two standard errors of the best {self.monitor} on {self.where()}'
+
+@patch
+def what_was_picked(self: SaveBest) -> str:
+    "Which epoch was picked, and on what, in one line."
+    values, k, best = self.epoch_values(), self.learn.picked, self.picked_epoch(strict=True)
+    if self.keep_last: return f'Kept the weights of the last epoch: {self.where()} are too few to choose by.'
+    said = f'Picked the weights after {k} of {len(values)} epochs: {self.monitor} {values[k - 1]:.3f} on {self.where()}'
+    return said + ('.' if k == best else f'; the best, {values[best - 1]:.3f} after {best}, is not above by more than chance.')
 
 # %% ../nbs/04_learner.ipynb #ab578f95
 class Statistics(Callback):
@@ -339,23 +446,32 @@ def unpack(skeleton, tensors: dict):
 class RetrievalLearner(Learner):
     "A `Learner` for retrieval; made by `retrieval_learner`."
     first_epoch, epochs_before, epochs_done, fitting = 0, 0, 0, False
-    history, recipe, images, begun = (), {}, '', False
+    history, picked, selection = (), 0, ''
+    recipe, images, begun = {}, '', False
 
     @property
     def in_run(self): return self.fitting and not hasattr(self, 'lr_finder')
 
     def _do_fit(self):
-        for epoch in range(self.first_epoch, self.n_epoch):
-            self.epoch, self.epochs_done = epoch, self.epochs_before + epoch + 1
-            self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+        try:
+            for epoch in range(self.first_epoch, self.n_epoch):
+                self.epoch, self.epochs_done = epoch, self.epochs_before + epoch + 1
+                self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+        finally: self._leave()
+
+    def one_batch(self, i, b):
+        try: super().one_batch(i, b)
+        finally:
+            if isinstance(getattr(self, 'mixed_precision', None), AnyDevicePrecision): self.mixed_precision.leave()
+
+    def _leave(self):
+        for cb in self.cbs: getattr(type(cb), 'leave', noop)(cb)
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         self.first_epoch, self.fitting = start_epoch, True
         if not start_epoch: self.epochs_before = self.epochs_done
         try: super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt)
-        finally:
-            self.fitting = False
-            if hasattr(self, 'mixed_precision'): self.mixed_precision.leave()
+        finally: self.fitting = False
 
     def _backward(self):
         if self.in_run and not (self.loss.isfinite() & embedding_of(self.pred).isfinite().all()):
@@ -364,7 +480,7 @@ class RetrievalLearner(Learner):
 
     def gather_args(self): return {}
 
-    def freeze(self): self.freeze_to(1)
+    def parameters(self): return chain(self.model.parameters(), self.loss_func.parameters())
 
     def to_fp16(self, **kwargs): return self.add_cb(AnyDevicePrecision(**kwargs))
 
@@ -378,6 +494,43 @@ class RetrievalLearner(Learner):
         finally:
             self.epochs_before, self.epochs_done = epochs
             for o, state in zip((self.model, self.loss_func, self.opt), before, strict=True): o.load_state_dict(state)
+
+# %% ../nbs/04_learner.ipynb #41061d4f
+@patch
+def freeze(self: RetrievalLearner):
+    "Train everything but the first group of parameters, the backbone; ValueError if there is only one."
+    if self.opt is None: self.create_opt()
+    if len(self.opt.hypers) < 2:
+        raise ValueError('freeze: the network is one group of parameters; give it a method `groups` (backbone, head), or '
+                         'retrieval_learner a `splitter`')
+    self.freeze_to(1)
+
+# %% ../nbs/04_learner.ipynb #20e03339
+_REFUSED = {
+    MixHandler: 'the losses compare images by their class, and a mixed image has none; take stronger `tfms` instead',
+    ShowGraphCallback: 'there is no validation loss to draw; learn.recorder.plot_loss() draws the training loss',
+    TerminateOnNaNCallback: 'the validation loss is always NaN; a fit whose training loss breaks ends by itself',
+    ReduceLROnPlateau: 'fastai cannot lower the rate of a torch optimizer; take a schedule, as fit_one_cycle has'}
+
+@patch
+def add_cb(self: RetrievalLearner, cb):
+    "Add a callback; ValueError for one that cannot work here."
+    cb = cb() if isinstance(cb, type) else cb
+    for kind, why in _REFUSED.items():
+        if isinstance(cb, kind): raise ValueError(f'{type(cb).__name__}: {why}')
+    if isinstance(cb, TrackerCallback): self._watch_measure(cb)
+    return super(RetrievalLearner, self).add_cb(cb)
+
+# %% ../nbs/04_learner.ipynb #02a59b49
+@patch
+def _watch_measure(self: RetrievalLearner, cb: TrackerCallback):
+    "Let a tracker of `valid_loss` watch the first measure instead; ValueError for what the recorder does not know."
+    columns, measures = self.recorder.columns, self.metrics.attrgot('name')
+    if cb.monitor == 'valid_loss' and measures:
+        print(f'{type(cb).__name__} watches {measures[0]}: there is no valid_loss of classes that the loss has never seen.')
+        cb.monitor, cb.comp, cb.min_delta = measures[0], np.greater, abs(cb.min_delta)
+    if cb.monitor in columns: return
+    raise ValueError(f"{type(cb).__name__}: monitor {cb.monitor!r} is not among {', '.join(columns)}")
 
 # %% ../nbs/04_learner.ipynb #480e4082
 @patch
@@ -401,7 +554,7 @@ def save(
     if rank_distrib(): return
     path, extra = self._checkpoint_path(file), {}
     train = {'loss': self.loss_func.state_dict(), 'opt': self.opt.state_dict() if with_opt and self.opt else None}
-    record = {**self.facts, 'epoch': len(self.history), 'epochs_before': self.epochs_before,
+    record = {**self.facts, 'epoch': self.picked, 'epochs_before': self.epochs_before,
               'columns': self.recorder.columns, 'history': list(self.history), 'train': pack(train, 'train', extra)}
     return save_model(self.model, path, extra_tensors=extra, loadable=False, **record)
 
@@ -413,8 +566,9 @@ def _checkpoint_path(self: RetrievalLearner, file) -> Path:
 
 @patch(as_prop=True)
 def facts(self: RetrievalLearner) -> dict:
-    "The settings that make the run, as JSON keeps them."
-    return json.loads(json.dumps({**self.recipe, 'images': self.images}, default=str))
+    "The settings that make the run, and how its epoch was picked, as JSON keeps them."
+    selection = dict(selection=self.selection) if self.selection else {}
+    return json.loads(json.dumps({**self.recipe, 'images': self.images, **selection}, default=str))
 
 # %% ../nbs/04_learner.ipynb #ed8ccfd9
 @patch
@@ -437,16 +591,22 @@ def load(
     if with_opt and train['opt'] is not None:
         if self.opt is None: self.create_opt()
         self.opt.load_state_dict(train['opt'])
+    self.picked, self.selection = record.get('epoch', len(record['history'])), record.get('selection', '')
+    if not self.fitting: self._take_history(record)
+    return self
+
+
+@patch
+def _take_history(self: RetrievalLearner, record: dict):
     self.history, self.epochs_before = record['history'], record.get('epochs_before', 0)
     self.epochs_done = max(self.epochs_done, self.epochs_before + len(self.history))
-    return self
 
 
 @patch
 def load_state(self: RetrievalLearner, file: str = 'last') -> int:
     "Load what `KeepState` kept; the epochs done, to give as `start_epoch`. 0 if there is no file, else errors as `load`."
     if not self._checkpoint_path(file).exists(): return 0
-    return len(self.load(file).history)
+    return self.load(file).picked
 
 # %% ../nbs/04_learner.ipynb #6cf236af
 @patch
@@ -460,6 +620,54 @@ def show_results(self: RetrievalLearner, ds_idx: int = 1, dl=None, max_n: int = 
     scores, found = neighbours(x[query], None if gallery is None else x[gallery], k=k)
     found = found if gallery is None else gallery[found]
     return show_neighbours(features.table, query[some], found[some], scores=scores[some], crop=dl.dataset.crop, **kwargs)
+
+# %% ../nbs/04_learner.ipynb #1b9f64c7
+def _as_image(item, box) -> Image.Image:
+    if isinstance(item, (str, Path)): return load_image(item, box)
+    image = (item if isinstance(item, Image.Image) else Image.fromarray(np.asarray(item))).convert('RGB')
+    return image if box is None else image.crop(box)
+
+@patch
+def predict(
+    self: RetrievalLearner,
+    item,      # a path, a PIL image, or pixels (H, W, 3) from 0 to 255
+    box=None,  # crop to x1 y1 x2 y2 first; needed if the network was trained on crops
+):             # embedding (D,); of a classifier: name, number, probabilities (C,)
+    "What the network makes of one photograph; BadImage, OSError or ValueError for one it cannot take."
+    data, names = self.dls.valid.dataset, getattr(self.model, 'vocab', None)
+    if data.crop and box is None: raise ValueError('box: this network was trained on crops; give x1 y1 x2 y2')
+    dl = self.dls.valid.new([(TensorImage(data.tfm(_as_image(item, box))),)])
+    with self.no_bar(): out = self.get_preds(dl=dl)[0][0]
+    if names is None: return out
+    out = out.softmax(0)
+    return names[int(out.argmax())], out.argmax(), out
+
+# %% ../nbs/04_learner.ipynb #1e4539e4
+@patch
+def _varied(self: RetrievalLearner, dl, epoch: int):
+    "A loader of the same images, cut as in training."
+    data = copy(dl.dataset)
+    data.tfm, data.cache = self.dls.train.dataset.tfm, None
+    return dl.new(data, epoch=epoch, shuffle=False, drop_last=False)
+
+@patch
+def tta(
+    self: RetrievalLearner,
+    ds_idx: int = 1, dl=None,   # images: 0 those to train on, 1 to validate on, or a loader's
+    n: int = 4,                 # variants of each image
+    beta: float | None = .25,   # share of the plain image in the result; None: both apart
+    use_max: bool = False,      # the largest value instead of the mean
+) -> tuple:                     # outputs (N, D), with beta=None those of the variants and plain ones; classes (N,)
+    "Outputs averaged over variants of each image (test-time augmentation)."
+    dl = self.dls[ds_idx] if dl is None else dl
+    with self.no_bar():
+        plain, classes = self.get_preds(dl=dl)
+        varied = torch.stack([self.get_preds(dl=self._varied(dl, i))[0] for i in range(n)])
+    varied = varied.amax(0) if use_max else varied.mean(0)
+    if beta is None and not use_max: return (varied, plain), classes
+    out = torch.maximum(plain, varied) if use_max else torch.lerp(varied, plain, beta)
+    unit = torch.allclose(plain.norm(dim=1), torch.ones(len(plain)), atol=1e-3)
+    return nn.functional.normalize(out) if unit else out, classes
 
 # %% ../nbs/04_learner.ipynb #5a92b47f
 adam = partial(OptimWrapper, opt=torch.optim.Adam)

@@ -47,8 +47,10 @@ from fgir.learner import (
     Statistics,
     StopAfter,
     WarmUp,
+    held_out,
     join_processes,
     retrieval_learner,
+    too_few,
 )
 from .loaders import SAMPLERS, get_transforms, retrieval_dls
 
@@ -527,16 +529,36 @@ def _check_recipe(r: dict):
     _try_build(r)
 
 # %% ../nbs/04a_recipes.ipynb #d1a31935
-def hold_out_images(table: pd.DataFrame, fraction: float, seed: int = 0) -> pd.DataFrame:
-    "Move a fraction of each class's training images to the split 'valid', at least one where a class has two."
+def hold_out_images(
+    table: pd.DataFrame,
+    fraction: float,  # of each class's training images
+    seed: int = 0,    # which images
+    least: int = 1,   # of a class to hold out, and to leave; a class with too few for both is left alone
+) -> pd.DataFrame:
+    "Return a copy in which some of each class's training images have the split 'valid'."
     table = table.reset_index(drop=True)
     train = table[table['split'] == 'train'].sample(frac=1, random_state=seed)
     place, size = train.groupby('label').cumcount(), train.groupby('label')['label'].transform('size')
-    held = train.index[(place < (size*fraction).round().clip(lower=1)) & (size > 1)]
-    table.loc[held, 'split'] = 'valid'
+    n = (size*fraction).round().clip(lower=least, upper=size - least)
+    table.loc[train.index[(place < n) & (size >= 2*least)], 'split'] = 'valid'
     return table
 
+# %% ../nbs/04a_recipes.ipynb #b004f646
+def _hold_out(table: pd.DataFrame, fraction: float, seed: int, what: str) -> tuple[pd.DataFrame, str]:
+    "Hold out classes or else images, if they are enough to choose an epoch by; the table, and the split to look at."
+    ways = dict(images=hold_out_images)
+    if what == 'classes': ways = dict(classes=hold_out_classes, images=partial(hold_out_images, least=2))
+    for way, hold in ways.items():
+        held = hold(table, fraction, seed)
+        images, classes = held_out(*(held[held['split'] == split] for split in ('valid', 'train')))
+        if too_few(images, classes): continue
+        if way != what: print(f'Too few classes to hold out {fraction} of them: {images} images of all classes pick the epoch.')
+        return held, 'valid'
+    if not table['split'].isin(['test', 'query']).any(): return held, 'valid'
+    print(f'Too few images to hold out {fraction} of them: all of them train, and the last epoch is kept.')
+    return table, 'test'
 
+# %% ../nbs/04a_recipes.ipynb #b1bdcf3f
 def choose_valid(
     table: pd.DataFrame,
     valid: float | str,         # fraction to hold out, 'test' or 'last'
@@ -550,9 +572,12 @@ def choose_valid(
         return table, 'test'
     if not isinstance(valid, float) or not 0 < valid < 1:
         raise ValueError(f"valid: expected 'last', 'test' or a fraction between 0 and 1, found {valid!r}")
-    own = (table['split'] == 'valid').sum()
-    if not own: return (hold_out_classes if hold_out == 'classes' else hold_out_images)(table, valid, seed), 'valid'
-    print(f"Picking the epoch on the table's own {own} rows of split 'valid', not on a fraction {valid} of the {hold_out}.")
+    own, train = (table[table['split'] == split] for split in ('valid', 'train'))
+    if not len(own): return _hold_out(table, valid, seed, hold_out)
+    few = too_few(*held_out(own, train))
+    print(f"The table's own {len(own)} rows of split 'valid' " + (
+        'are too few to choose by: the last epoch is kept.' if few else
+        f'pick the epoch, not a fraction {valid} of the {hold_out}.'))
     return table, 'valid'
 
 # %% ../nbs/04a_recipes.ipynb #7ac0a47f
@@ -662,7 +687,7 @@ def _check_same_run(self: RetrievalLearner, path: Path):
     "ValueError if the run kept at `path` was made with other settings; what an older file does not tell is not compared."
     was = read_record(path)
     for k, v in self.facts.items():
-        if k in was and was[k] != v and k not in ('weights', 'about', 'source', 'quirks'):
+        if k in was and was[k] != v and k not in ('weights', 'about', 'source', 'quirks', 'selection'):
             raise ValueError(f'{path}: a run of {k}={was[k]!r}, which cannot go on with {k}={v!r}; force=True begins anew')
 
 # %% ../nbs/04a_recipes.ipynb #edfbbbdf
@@ -691,6 +716,16 @@ def _begin(self: RetrievalLearner, resume: bool, force: bool) -> int:
     if last.exists(): self._check_same_run(last)
     return self.load_state(last.stem)
 
+# %% ../nbs/04a_recipes.ipynb #85dc4ab8
+@patch
+def _picker(self: RetrievalLearner, fname: str):
+    "The callback that keeps the weights to be used."
+    valid = self.recipe['valid']
+    if valid != 'last' and (valid == 'test' or self.valid_split == 'valid'):
+        return SaveBest(self.metrics[0].name, fname, strict=valid == 'test')
+    self.selection = 'the last epoch'
+    return KeepState(fname, with_opt=False)
+
 # %% ../nbs/04a_recipes.ipynb #5f80a2f5
 @patch
 def fit_recipe(
@@ -711,11 +746,12 @@ def fit_recipe(
         lr, wd = (per_group(r[k], self) for k in ('lr', 'wd'))
         factor = schedule_factor(r['schedule'], length, whole=r['steps'] is None)
         def rates(pct): return [x*factor(pct*n_epoch/length) for x in L(lr)]
-        pick = KeepState(files['best'], with_opt=False) if r['valid'] == 'last' else SaveBest(self.metrics[0].name, files['best'])
-        keep = [ParamScheduler({'lr': rates}), pick, Statistics(f'{self.prefix}_statistics.csv', self.valid_split),
-                KeepState(files['last'])]
+        statistics = Statistics(f'{self.prefix}_statistics.csv', self.valid_split)
+        keep = [ParamScheduler({'lr': rates}), self._picker(files['best']), statistics, KeepState(files['last'])]
         self.fit(n_epoch, lr=lr, wd=wd, cbs=keep + list(L(cbs)), start_epoch=start)
-    else: self.load(files['best'], with_opt=False)
+    else:
+        history = self.history
+        self.load(files['best'], with_opt=False).history = history
     return self
 
 # %% ../nbs/04a_recipes.ipynb #ab2255e0
@@ -730,9 +766,9 @@ def how_trained(record: Mapping) -> dict:  # a checkpoint's, or `learn.facts`
     "Recipe, seed and how the epoch was picked, for the record of features; {} for what was not trained by a recipe."
     if 'recipe' not in record: return {}
     valid = record.get('valid')
-    held_out = f"best epoch on the split 'valid': the table's own, or {valid} of the training {record.get('hold_out', 'classes')}"
-    picked = {'last': 'the last epoch', 'test': 'best epoch on the test images'}.get(valid, held_out)
-    return dict(recipe=str(record['recipe']), seed=record.get('seed'), selection=picked)
+    older = f"best epoch on the split 'valid': the table's own, or {valid} of the training {record.get('hold_out', 'classes')}"
+    picked = {'last': 'the last epoch', 'test': 'best epoch on the test images'}.get(valid, older)
+    return dict(recipe=str(record['recipe']), seed=record.get('seed'), selection=record.get('selection', picked))
 
 # %% ../nbs/04a_recipes.ipynb #35ac3868
 def describe_test(
@@ -744,7 +780,7 @@ def describe_test(
     "Features of the test images, cut as the recipe says; of a classifier, what it feeds its last layer with."
     test = table[table['split'].isin(['test', 'query', 'gallery'])].reset_index(drop=True)
     r = learn.recipe
-    return extract(getattr(learn.model, 'descriptor', learn.model), test, size=r['size'], tfms=r['tfms'], crop=r['crop'],
+    return extract(learn.model, test, size=r['size'], tfms=r['tfms'], crop=r['crop'],
                    num_workers=learn.dls.train.fake_l.num_workers, progress=progress,
                    facts=how_trained(learn.facts if learn.history else {}), **kwargs)
 

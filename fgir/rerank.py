@@ -22,8 +22,8 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .features import Features, query_and_gallery
-from .metrics import score_lists
+from .features import Features, as_descriptor, query_and_gallery
+from .metrics import measure, score_lists
 from .search import neighbours
 
 # %% ../nbs/07a_rerank.ipynb #e36261ca
@@ -111,6 +111,7 @@ class Views(nn.Module):
     ):
         super().__init__()
         if not scales or min(scales) <= 0: raise ValueError(f'scales: expected numbers above 0, found {scales}')
+        descriptor = as_descriptor(descriptor)
         self.descriptor, self.flip, self.scales = descriptor, flip, tuple(scales)
         self.config = dict(flip=flip, scales=list(scales), of=type(descriptor).__name__,
                            config=getattr(descriptor, 'config', None))
@@ -240,16 +241,19 @@ def evaluate_rerank(
     name: str,  # of the array
     methods: Sequence[str] = tuple(RERANK),  # names of `RERANK`
     measures: Sequence[str] = ('R@1', 'MAP@R'),
-    n: int = 100,  # answers of each query that a method sorts
+    n: int | None = None,  # answers that a method sorts; default as many as the measures look at, 100 to 1000
     **settings: Mapping,  # for a method by its name, such as aqe=dict(k=10)
 ) -> pd.DataFrame:  # a row a method: measures from 0 to 1, milliseconds a query
-    "Compare what methods make of one array, searched as its table says; ValueError for a method that there is not."
+    "Compare methods on one array, searched as its table says; a measure cut at n says so. ValueError for another method."
     x, labels, among, among_labels = query_and_gallery(features.table, features[name])
+    largest = pd.Series(labels if among is None else among_labels).value_counts().max()
+    n = n or min(1000, max(100, *(measure(m)[1](largest) for m in measures)))
     n, found = min(n, len(x) - 1 if among is None else len(among)), {}
     for method in methods:
         if method not in RERANK: raise ValueError(f'method: expected one of {", ".join(RERANK)}, found {method!r}')
         start = perf_counter()
         lists = RERANK[method](x, among, n=n, **settings.get(method, {}))[1]
         cost = 1000*(perf_counter() - start)/len(x)
-        found[method] = {**score_lists(lists, labels, among_labels, measures)[list(measures)].mean(), 'ms a query': cost}
+        scores = score_lists(lists, labels, among_labels, measures).drop(columns='relevant').mean()
+        found[method] = {**scores, 'ms a query': cost}
     return pd.DataFrame(found).T.rename_axis('method')
