@@ -134,7 +134,7 @@ def build(
     kind: option(str, 'Engine: flat (exact), hnsw (large), ivfpq (larger than memory).') = 'flat',
     engine: option(list[str], 'Setting of the engine, such as links=32.', metavar='NAME=NUMBER') = [],  # noqa: B006
     array: option(str | None, 'Array to search in.', metavar='NAME', default='the only one, or embedding') = None,
-    data: cli.Data = 'auto', split: cli.Split = None, level: cli.Level = None, rows: AllRows = 'all', crop: cli.Crop = False,
+    data: cli.Data = 'auto', split: cli.Split = None, level: cli.Level = None, rows: AllRows = 'all', crop: cli.CropAs = False,
     size: cli.Size = None, tfms: cli.Transform = None, batch_size: cli.Batch = None, workers: cli.Workers = None,
     device: cli.Device = None, skip_bad: cli.SkipBad = False, force: cli.Force = False,
 ):
