@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from .cfga import Call, Describe, _forward, _matrices, aggregate, describe_call
 from .data import load_image
-from .features import _device, _normalization, as_descriptor, evaluating
+from .features import _device, _normalization, as_descriptor, evaluating, say_crop, trained_crop
 from .loaders import get_transforms
 
 # %% ../nbs/06a_explain.ipynb #9dd80029
@@ -34,6 +34,7 @@ def as_input(
 ) -> Tensor:  # (1,3,H,W), on the model's device
     "Read, resize and normalize one photograph."
     if isinstance(photo, Tensor): return photo[None].to(_device(model))
+    if not isinstance(photo, Image.Image): say_crop(trained_crop(model), False, photo)
     image = photo.convert('RGB') if isinstance(photo, Image.Image) else load_image(photo)
     mean, std = (torch.tensor(v)[:, None, None] for v in _normalization(model).values())
     return ((get_transforms(tfms, size)[1](image)/255 - mean)/std)[None].to(_device(model))

@@ -13,7 +13,8 @@ from fgir import cli
 from fgir.backbones import RetrievalNet, create_backbone, load_model, read_record, save_model
 from fgir.cfga import Describe
 from fgir.classify import accuracy, class_logits, classify_image, fgic_learner
-from fgir.data import BOX, image_path, read_cub
+from fgir.data import BOX, image_path, load_row, read_cub
+from fgir.explain import explain_match
 from fgir.features import CropWarning, Features, crop_for, extract, say_crop, trained_crop
 from fgir.formats import write_table
 from fgir.index import Index
@@ -187,6 +188,14 @@ def test_what_is_added_is_cut_as_the_gallery_is(files, test, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(['index', 'add', str(tmp_path/'g.safetensors'), test.attrs['root'] + '/images', '--device', 'cpu']) == 1
     assert 'has no boxes' in capsys.readouterr().err
+
+
+def test_a_match_of_whole_photographs_is_explained_with_a_line(files, table):
+    a, b = (image_path(table, i) for i in (0, 1))
+    with quiet(): explain_match(load_model(files[False]), a, b, size=32)
+    with quiet(): explain_match(load_model(files[True]), *(load_row(table, i, crop=True) for i in (0, 1)), size=32)
+    with pytest.warns(CropWarning, match=f'{a.name}: {WHOLE}') as said: explain_match(load_model(files[True]), a, b, size=32)
+    assert len(said) == 2
 
 
 # ---- where it is written
