@@ -11,14 +11,14 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set',
            'AnyRecalls', 'AnyPrecision', 'AnySeed', 'Log', 'Processes', 'GDConfig', 'Dim', 'Smoothing', 'Temperature',
            'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'Share', 'RecipeGroup', 'about', 'one_line', 'main',
-           'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable', 'refuse_existing', 'watched',
-           'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices', 'read_data', 'pick_device',
-           'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor', 'pick_rows', 'origin',
-           'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads', 'save_demo',
-           'demo', 'prepare', 'recipes', 'parse_settings', 'check_start', 'check_test_rows', 'logger_of',
-           'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'recipe', 'cgd',
-           'fgic', 'classify', 'say_skipped', 'extract', 'name_files', 'print_rerank', 'evaluate', 'pick_array',
-           'show_answer', 'search']
+           'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable', 'check_picture',
+           'refuse_existing', 'watched', 'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices',
+           'read_data', 'pick_device', 'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor',
+           'default_rows', 'pick_rows', 'origin', 'settings', 'print_recall', 'demo_learner', 'half_of_threads',
+           'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_start',
+           'check_test_rows', 'logger_of', 'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log',
+           'train_and_score', 'recipe', 'cgd', 'fgic', 'classify', 'say_skipped', 'extract', 'name_files',
+           'print_rerank', 'evaluate', 'pick_array', 'show_answer', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -78,6 +78,7 @@ def one_line(error: Exception) -> str:
         text = ': '.join(str(part) for part in (error.filename, error.strerror) if part is not None)
     else: text = error.format_message() if hasattr(error, 'format_message') else str(error)
     text = ' '.join(re.sub(r'\b(force|resume|replace)=True', r'--\1', text).split())
+    text = text or ('out of memory' if isinstance(error, MemoryError) else type(error).__name__)
     context = getattr(error, 'ctx', None)
     return f'{text} (see {context.command_path} --help)' if context else text
 
@@ -181,6 +182,13 @@ def check_writable(folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder): pass
     except OSError as e: raise OSError(f'{folder}: no file can be written there: {e.strerror}') from None
+
+def check_picture(picture: Path | None, force: bool = False):
+    "Refuse a picture that cannot be drawn, for its ending or because it is there."
+    endings = ('.png', '.jpg', '.jpeg', '.webp', '.pdf', '.svg')
+    if picture and picture.suffix.lower() not in endings:
+        raise ValueError(f'--picture {picture}: expected a name that ends with one of {", ".join(endings)}')
+    refuse_existing([picture] if picture else [], force)
 
 def refuse_existing(
     paths: Iterable[Path],  # files that are about to be written
@@ -333,6 +341,11 @@ def load_descriptor(
     return net.to(device).eval(), record
 
 # %% ../nbs/10_cli.ipynb #d74de78a
+def default_rows(table: 'pd.DataFrame', root: Path) -> str:
+    "Rows to describe unless some are named: 'test', but 'all' of a folder of classes that came without a split."
+    own = root.is_dir() and table.attrs['dataset'] == 'folder' and table.attrs.get('split') == 'zero-shot'
+    return 'all' if own else 'test'
+
 def pick_rows(
     table: 'pd.DataFrame',
     rows: str,  # 'test' (also query and gallery), another split, or 'all'
@@ -618,8 +631,10 @@ def one_of_several(words: list[str]) -> int:
 def in_processes(
     n: int,
     words: list[str],  # of the command line
+    batch_size: int | None = None,  # of all of them together
 ) -> bool:  # False: this process is the one, or one of those, to do the work
     "Run a command in `n` processes; RuntimeError if one of them fails, which said why."
+    if batch_size and batch_size % n: raise ValueError(f'--batch-size: {batch_size} images cannot be shared by {n} processes')
     if n == 1 or is_one_of_several(): return False
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -674,10 +689,10 @@ def recipe(
     from fgir.recipes import get_recipe, learner_from_recipe
 
     undo = undo if undo in (None, 'all') else undo.split(',')
-    get_recipe(name, undo or (), **changes)
+    batch_size = get_recipe(name, undo or (), **changes)['batch_size']
     table = read_data(root, data, skip_bad, crop, split=split, level=level)
     check_test_rows(table)
-    if in_processes(processes, ctx.obj): return
+    if in_processes(processes, ctx.obj, batch_size): return
     loaders = dict(num_workers=workers, device=device and pick_device(device))
     learn = learner_from_recipe(name, table, undo or (), out=out, loaders=loaders, **changes)
     train_and_score(learn, table, learn.recipe['ks'], resume, force, log)
@@ -706,7 +721,7 @@ def cgd(
     check_writable(out)
     table = read_data(root, data, skip_bad, crop, split=split, level=level)
     check_test_rows(table)
-    if in_processes(processes, ctx.obj): return
+    if in_processes(processes, ctx.obj, batch_size): return
     from fgir.cgd import cgd_learner
 
     learn = cgd_learner(
@@ -735,7 +750,7 @@ def fgic(
     from fgir.classify import check_classes, fgic_learner, finish_fgic
 
     check_classes(table)
-    if in_processes(processes, ctx.obj): return
+    if in_processes(processes, ctx.obj, batch_size): return
     learn = fgic_learner(
         table, backbone, size, weights, not from_scratch, epochs, batch_size, lr, smoothing, precision, parse_valid(valid), crop,
         out, seed, data_name, num_workers=workers, device=device and pick_device(device))
@@ -764,7 +779,8 @@ def classify(
 Output = option(Path, 'File to write (.safetensors).', metavar='FILE')
 SeedJSON = option(Path | None, 'Also write the arrays as the JSON files of seed 001.', '--seed-json', metavar='FOLDER',
                   default='none')
-Rows = option(str, 'Rows to describe: test (also query and gallery), train, valid, … or all.', metavar='NAME')
+Rows = option(str | None, 'Rows to describe: test (also query and gallery), train, valid, … or all.', metavar='NAME',
+              default='test; all for a folder of classes that is not split')
 Share = option(str | None, 'Describe one share, counted from 0: 3/8 is the fourth of eight.', metavar='I/N', default='by rank')
 
 def say_skipped(features: 'Features', lines: int = 10):
@@ -779,7 +795,7 @@ def say_skipped(features: 'Features', lines: int = 10):
 def extract(
     ctx: typer.Context, root: Root, out: Output, model: Model = None, backbone: Backbone = None, weights: Weights = None,
     pool: Pool = None, descriptor: Descriptor = None, data: Data = 'auto', split: Split = None, level: Level = None,
-    rows: Rows = 'test', crop: Crop = False, size: Size = None, tfms: Transform = None, batch_size: Batch = None,
+    rows: Rows = None, crop: Crop = False, size: Size = None, tfms: Transform = None, batch_size: Batch = None,
     workers: Workers = None, processes: Processes = 1, shard: Share = None, device: Device = None,
     seed_json: SeedJSON = None, skip_bad: SkipBad = False, force: Force = False,
 ):
@@ -787,7 +803,7 @@ def extract(
     check_descriptor_options(model, backbone, weights, pool, descriptor)
     refuse_existing([out], force)
     if seed_json and not descriptor: raise ValueError('--seed-json: give --descriptor too')
-    if seed_json and rows != 'test': raise ValueError('--seed-json: the files of seed 001 hold test images only')
+    if seed_json and rows not in (None, 'test'): raise ValueError('--seed-json: the files of seed 001 hold test images only')
     if seed_json and (shard or processes > 1): raise ValueError('--seed-json: describe in one process')
     if shard and processes > 1: raise ValueError('--shard: a share that is named is described by one process')
     from fgir.cfga import seed_file, write_seed_json
@@ -795,7 +811,10 @@ def extract(
     from fgir.shards import extract_all
 
     if in_processes(processes, ctx.obj): return print(f'{out}: {Features.load(out)}')
-    table = pick_rows(read_data(root, data, split=split, level=level), rows)
+    table = read_data(root, data, split=split, level=level)
+    rows = rows or ('test' if seed_json or split else default_rows(table, root))
+    table = pick_rows(table, rows)
+    print(f'describing {len(table)} images: --rows {rows}')
     describe, record = load_descriptor(model, backbone, weights, pool, device, descriptor)
     files = [seed_json/seed_file(name) for name in describe.what] if seed_json else []
     if len(set(files)) < len(files): raise ValueError('--seed-json: embedding and pool_norm_joint have one file name')
@@ -892,7 +911,7 @@ def search(
 ):
     "Find the images that are most like a photograph."
     check_descriptor_options(model, backbone, weights, pool, descriptor)
-    refuse_existing([picture] if picture else [], force)
+    check_picture(picture, force)
     from fgir.features import Features
     from fgir.index import Index
 

@@ -497,7 +497,10 @@ def read_folder(
     labels = np.unique(names, return_inverse=True)[1]
     if not parts:
         splits = _zero_shot(labels) if split == 'zero-shot' else split
-    return make_table(paths, labels, names, splits, root, 'folder', where=[f'{root/p}' for p in paths])
+    table = make_table(paths, labels, names, splits, root, 'folder', where=[f'{root/p}' for p in paths])
+    if not parts and split == 'zero-shot':
+        table.attrs['split'] = split
+    return table
 
 # %% ../nbs/00_data.ipynb #76ade627
 class BadImage(ValueError):

@@ -106,7 +106,9 @@ def described(
     from fgir.features import Features, extract
     from fgir.index import features_of
 
-    if images.suffix == '.safetensors': return features_of(images)
+    if images.suffix == '.safetensors':
+        if not images.is_file(): raise FileNotFoundError(f'{images}: no such file of features')
+        return features_of(images)
     table = cli.pick_rows(cli.read_data(images, **(read or {})), rows)
     descriptor, record = make_descriptor(source, device)
     facts = cli.origin(source['model'] and Path(source['model']), source['weights'])
@@ -225,7 +227,7 @@ def search(
     descriptor: cli.Descriptor = None, device: cli.Device = None, force: cli.Force = False,
 ):
     "Find the images of a gallery that are most like a photograph."
-    refuse_existing([picture] if picture else [], force)
+    cli.check_picture(picture, force)
     opened, only = open_gallery(gallery), parse_where(where)
     named = dict(model=model, backbone=backbone, weights=weights, pool=pool, descriptor=descriptor)
     describe, _ = make_descriptor(source_of(opened.record, **named), device)

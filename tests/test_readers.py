@@ -90,7 +90,7 @@ def test_whole(lay_out, name, as_path):
     table = READ[name](as_path(lay_out(name)))
     assert len(table) == len(IMAGES[name])
     assert set(table['path']) == set(IMAGES[name])
-    rule = {'folder': {}, 'sop': {'split': 'official'}, 'inshop': {'split': 'official'}}.get(name, {'split': 'zero-shot'})
+    rule = {'sop': {'split': 'official'}, 'inshop': {'split': 'official'}}.get(name, {'split': 'zero-shot'})
     assert table.attrs == {'root': str(lay_out(name)), 'dataset': name, **rule}
     assert table['label'].dtype == np.int64 and table['label'].min() == 0
     assert isinstance(table.index, pd.RangeIndex)
