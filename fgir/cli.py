@@ -14,11 +14,11 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable', 'check_picture',
            'refuse_existing', 'watched', 'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices',
            'read_data', 'pick_device', 'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor',
-           'default_rows', 'pick_rows', 'origin', 'settings', 'print_recall', 'demo_learner', 'half_of_threads',
-           'demo_run', 'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_start',
-           'check_test_rows', 'logger_of', 'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log',
-           'train_and_score', 'recipe', 'cgd', 'fgic', 'classify', 'say_skipped', 'extract', 'name_files',
-           'print_rerank', 'evaluate', 'pick_array', 'show_answer', 'search']
+           'pick_rows', 'origin', 'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run',
+           'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_start', 'check_test_rows',
+           'logger_of', 'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score',
+           'recipe', 'cgd', 'fgic', 'classify', 'say_skipped', 'extract', 'name_files', 'print_rerank', 'evaluate',
+           'pick_array', 'show_answer', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -341,7 +341,7 @@ def load_descriptor(
     return net.to(device).eval(), record
 
 # %% ../nbs/10_cli.ipynb #d74de78a
-def default_rows(table: 'pd.DataFrame', root: Path) -> str:
+def _default_rows(table: 'pd.DataFrame', root: Path) -> str:
     "Rows to describe unless some are named: 'test', but 'all' of a folder of classes that came without a split."
     own = root.is_dir() and table.attrs['dataset'] == 'folder' and table.attrs.get('split') == 'zero-shot'
     return 'all' if own else 'test'
@@ -812,7 +812,7 @@ def extract(
 
     if in_processes(processes, ctx.obj): return print(f'{out}: {Features.load(out)}')
     table = read_data(root, data, split=split, level=level)
-    rows = rows or ('test' if seed_json or split else default_rows(table, root))
+    rows = rows or ('test' if seed_json or split else _default_rows(table, root))
     table = pick_rows(table, rows)
     print(f'describing {len(table)} images: --rows {rows}')
     describe, record = load_descriptor(model, backbone, weights, pool, device, descriptor)

@@ -6,8 +6,8 @@ Docs: https://fgir.github.io/fgir/gallery.html.md"""
 
 # %% auto #0
 __all__ = ['index', 'Gallery', 'Images', 'AllRows', 'SOURCE', 'in_database', 'open_gallery', 'changing', 'refuse_taken',
-           'source_of', 'make_descriptor', 'source_of_record', 'described', 'parse_engine', 'part_of', 'make_gallery',
-           'build', 'add', 'remove', 'info', 'parse_where', 'search']
+           'source_of', 'make_descriptor', 'described', 'parse_engine', 'part_of', 'make_gallery', 'build', 'add',
+           'remove', 'info', 'parse_where', 'search']
 
 # %% ../nbs/10a_gallery.ipynb #2116ec90
 import json
@@ -71,7 +71,7 @@ SOURCE = ('model', 'backbone', 'weights', 'pool', 'descriptor')
 def source_of(record: dict, **given) -> dict:
     "How to make the descriptor: as given, or if nothing is, as the record of a gallery says."
     given = {k: None if v is None else str(v) for k, v in given.items()}
-    source = given if any(given.values()) else source_of_record(record)
+    source = given if any(given.values()) else _source_of_record(record)
     cli.check_descriptor_options(*(source[k] for k in SOURCE))
     return source
 
@@ -81,7 +81,7 @@ def make_descriptor(source: dict, device: str | None) -> tuple:
     return cli.load_descriptor(model, source['backbone'], source['weights'], source['pool'], device, source['descriptor'])
 
 # %% ../nbs/10a_gallery.ipynb #7e7770af
-def source_of_record(record: dict) -> dict:
+def _source_of_record(record: dict) -> dict:
     "What the record of a gallery says of its descriptor; ValueError for what is of another kind, or to be fetched."
     source = record.get('source') or {}
     if not isinstance(source, dict) or not all(v is None or isinstance(v, str) for v in source.values()):

@@ -49,10 +49,12 @@ def said(capsys, *words, status=0):
 
 SOURCES = [
     (dict(backbone='resnet18', weights='https://evil.example/net.pth'), '--weights https://evil.example/net.pth'),
-    (dict(model='http://evil.example/m.safetensors'), 'is not fetched'), (dict(backbone='resnet18', weights='//evil/share/a.pth'), 'not fetched'),
+    (dict(model='http://evil.example/m.safetensors'), 'is not fetched'),
+    (dict(backbone='resnet18', weights='//evil/share/a.pth'), 'not fetched'),
     (dict(backbone='resnet18', weights='\\\\evil\\share\\a.pth'), 'not fetched'), (dict(backbone=5), '"source" is'),
     ('resnet18', '"source" is'), ([['backbone', 'resnet18']], '"source" is'), (dict(backbone=['resnet18']), '"source" is'),
-    (dict(model='none.safetensors'), 'none.safetensors'), (dict(weights='a.pth'), 'name one of --model'), ({}, 'name one of --model')]
+    (dict(model='none.safetensors'), 'none.safetensors'), (dict(weights='a.pth'), 'name one of --model'),
+    ({}, 'name one of --model')]
 
 
 def test_nothing_that_a_gallery_names_is_fetched(fish, gallery, tmp_path, capsys, monkeypatch):

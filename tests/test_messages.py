@@ -25,7 +25,9 @@ TENSORS = [*FILES, 'plain', 'other']
 
 COMMANDS = [
     *((f'prepare {name} {{}} out', ROOTS, '') for name in ('cub', 'cars', 'sop', 'inshop', 'aircraft', 'folder')),
-    (f'train cgd {{}} {TRAIN}', ROOTS, ''), (f'train fgic {{}} {TRAIN}', FEW[:2], ''), (f'train pp_norm_softmax {{}} {TRAIN}', FEW[:2], ''),
+    (f'train cgd {{}} {TRAIN}', ROOTS, ''),
+    (f'train fgic {{}} {TRAIN}', FEW[:2], ''),
+    (f'train pp_norm_softmax {{}} {TRAIN}', FEW[:2], ''),
     (f'train cgd {{}} {TRAIN}', FEW, '.csv'), (f'extract {{}} --out out.safetensors {NET}', FILES, '.csv'),
     (f'train cgd {{}} {TRAIN}', FEW, '.pth'), (f'extract {{}} --out out.safetensors {NET}', FILES, '.pth'),
     (f'extract {{}} --out out.safetensors {NET} {SIZE}', ROOTS, ''),
@@ -37,10 +39,13 @@ COMMANDS = [
     (f'search fish/images/a.jpg --features {{}} {NET}', TENSORS, '.safetensors'),
     (f'search {{}} --features good.safetensors {NET}', FEW, '.jpg'),
     ('classify a.jpg --model {}', TENSORS, '.safetensors'), ('classify a.jpg --model {}', FEW, '.pth'),
-    (f'index build {{}} new.safetensors {NET} {SIZE}', ROOTS, ''), (f'index build {{}} new.safetensors {NET}', TENSORS, '.safetensors'),
+    (f'index build {{}} new.safetensors {NET} {SIZE}', ROOTS, ''),
+    (f'index build {{}} new.safetensors {NET}', TENSORS, '.safetensors'),
     ('index info {}', TENSORS, '.safetensors'), ('index remove {} a.jpg', TENSORS, '.safetensors'),
-    ('index add {} good.safetensors', TENSORS, '.safetensors'), (f'index add gallery.safetensors {{}} {NET}', TENSORS, '.safetensors'),
-    (f'index search {{}} a.jpg {NET}', TENSORS, '.safetensors'), (f'index search gallery.safetensors {{}} {NET}', FEW, '.jpg'),
+    ('index add {} good.safetensors', TENSORS, '.safetensors'),
+    (f'index add gallery.safetensors {{}} {NET}', TENSORS, '.safetensors'),
+    (f'index search {{}} a.jpg {NET}', TENSORS, '.safetensors'),
+    (f'index search gallery.safetensors {{}} {NET}', FEW, '.jpg'),
     (f'index serve {{}} {NET}', TENSORS, '.safetensors'),
 ]
 CASES = [(command, kind, ending) for command, kinds, ending in COMMANDS for kind in kinds]
@@ -48,23 +53,32 @@ CASES = [(command, kind, ending) for command, kinds, ending in COMMANDS for kind
 OPTIONS = [  # a command line, and what its one line names
     (f'search a.jpg --features good.safetensors {NET} --picture found', '--picture found'),
     ('index search gallery.safetensors a.jpg --picture found.xyz', '--picture found.xyz'),
-    (f'extract fish --out out.safetensors {NET} --size 10000000000', 'size'), (f'extract fish --out out.safetensors {NET} --size 0', '--size'),
+    (f'extract fish --out out.safetensors {NET} --size 10000000000', 'size'),
+    (f'extract fish --out out.safetensors {NET} --size 0', '--size'),
     (f'extract fish --out out.safetensors {NET} --rows nowhere', '--rows'),
     (f'extract fish --out out.safetensors {NET} --tfms nothing', 'tfms'), (f'extract fish --out fish {NET}', 'fish'),
-    (f'extract fish --out good.safetensors {NET}', 'good.safetensors'), ('extract fish --out out.safetensors', '--model'),
+    (f'extract fish --out good.safetensors {NET}', 'good.safetensors'),
+    ('extract fish --out out.safetensors', '--model'),
     ('extract fish --out out.safetensors --backbone resnet_none', 'resnet_none'),
-    (f'extract fish --out out.safetensors {NET} --device nothing', '--device'), (f'extract fish --data none --out o.st {NET}', '--data'),
+    (f'extract fish --out out.safetensors {NET} --device nothing', '--device'),
+    (f'extract fish --data none --out o.st {NET}', '--data'),
     ('evaluate good.safetensors --ks 0', '--ks'), ('evaluate good.safetensors --ks a', '--ks'),
     ('evaluate good.safetensors --rerank none_such', 'none_such'), ('evaluate good.safetensors --csv fish', 'fish'),
-    ('evaluate', 'FEATURES'), ('nothing', 'nothing'), ('train nothing fish', 'nothing'), ('train cgd fish --nothing', '--nothing'),
+    ('evaluate', 'FEATURES'),
+    ('nothing', 'nothing'),
+    ('train nothing fish', 'nothing'),
+    ('train cgd fish --nothing', '--nothing'),
     (f'train cgd fish {TRAIN} --processes 3 --batch-size 8', '--batch-size'),
     (f'train fgic fish --split official {TRAIN} --processes 3 --batch-size 8', '--batch-size'),
     (f'train pp_norm_softmax fish {TRAIN} --processes 3 --batch-size 8', '--batch-size'),
     (f'train cgd fish {TRAIN} --valid x', '--valid'), (f'train cgd fish {TRAIN} --recalls 2,1', '--recalls'),
     ('index build fish gallery.xyz --backbone test_resnet', 'gallery.xyz'), ('index info gallery', 'gallery'),
-    (f'index build fish new.safetensors {NET} --kind none', 'none'), (f'index build fish new.safetensors {NET} --engine x', '--engine'),
-    ('index serve gallery.safetensors --host 999.1.1.1', '--host 999.1.1.1'), ('index serve gallery.safetensors --host 0.0.0.0', '--folder'),
-    ('index serve gallery.safetensors --folder nowhere', '--folder'), ('index serve gallery.safetensors --folder /', '--folder'),
+    (f'index build fish new.safetensors {NET} --kind none', 'none'),
+    (f'index build fish new.safetensors {NET} --engine x', '--engine'),
+    ('index serve gallery.safetensors --host 999.1.1.1', '--host 999.1.1.1'),
+    ('index serve gallery.safetensors --host 0.0.0.0', '--folder'),
+    ('index serve gallery.safetensors --folder nowhere', '--folder'),
+    ('index serve gallery.safetensors --folder /', '--folder'),
     ('index search gallery.safetensors a.jpg --where x', '--where'),
     ('demo --out a.jpg', 'a.jpg'), ('prepare none fish out', 'name'), ('prepare cub fish out --level x', '--level'),
 ]
@@ -86,7 +100,8 @@ def place(tmp_path_factory):
     for ending in ('', '.csv', '.pth', '.safetensors', '.jpg'):
         whole = {'.pth': 'net.pth', '.safetensors': 'good.safetensors', '.jpg': 'a.jpg'}.get(ending)
         (root/f'folder{ending}').mkdir()
-        for kind, data in dict(empty=b'', noise=noise, text=b'just some words\n').items(): (root/f'{kind}{ending}').write_bytes(data)
+        for kind, data in dict(empty=b'', noise=noise, text=b'just some words\n').items():
+            (root/f'{kind}{ending}').write_bytes(data)
         (root/f'cut{ending}').write_bytes((root/whole).read_bytes()[:400] if whole else b'path,label\na.jpg,')
     save_file({'x': torch.zeros(3)}, root/'plain.safetensors')
     (root/'bare').mkdir()
