@@ -102,7 +102,8 @@ def get_transforms(
     _one_of('tfms', name, tuple(TRANSFORMS))
     tfm = TRANSFORMS[name]
     size = tfm['size'] if size is None else size
-    if size < 1: raise ValueError(f'size: expected a number of pixels, found {size}')
+    if not isinstance(size, int | np.integer) or not 1 <= size <= 8192:
+        raise ValueError(f'size: expected a number of pixels from 1 to 8192, found {size}')
     return tuple(half and v2.Compose([*half(size), v2.PILToTensor()]) for half in (tfm['train'], tfm['test']))
 
 # %% ../nbs/00c_loaders.ipynb #96df6b4d

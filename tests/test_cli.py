@@ -129,6 +129,37 @@ def test_backbone(fish, tmp_path, capsys, monkeypatch):
     assert run(capsys, *words, '--force')[0] == 0
 
 
+@pytest.mark.parametrize('layout, words, rows', [
+    ('{}/{}.png', [], 'all'), ('{}/{}.png', ['--split', 'zero-shot'], 'test'), ('{}/{}.png', ['--rows', 'train'], 'train'),
+    ('test/{}/{}.png', [], 'test'), ('{}/{}.png', ['--split', 'test'], 'test')])
+def test_a_folder_of_ones_own_is_described_whole(tmp_path, capsys, layout, words, rows):
+    for c in 'abcd':
+        for i in range(2):
+            file = tmp_path/'own'/layout.format(c, i)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (32, 32), (60*i, 90, 30)).save(file)
+    torch.save(create_backbone('test_resnet', pretrained=False).state_dict(), tmp_path/'net.pth')
+    net = ['--backbone', 'test_resnet', '--weights', tmp_path/'net.pth', *'--size 32 --workers 0 --device cpu'.split()]
+    status, out, err = run(capsys, 'extract', tmp_path/'own', '--out', tmp_path/'x.safetensors', *net, *words)
+    n = 8 if rows == 'all' or 'test' in (layout + ' '.join(words)) and '--split zero' not in ' '.join(words) else 4
+    assert status == 0 and f'describing {n} images: --rows {rows}' in out, err
+    assert len(Features.load(tmp_path/'x.safetensors')) == n
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes on this system')
+def test_a_pipe_is_left_out_like_any_bad_image(tmp_path, capsys):
+    (tmp_path/'own'/'a').mkdir(parents=True)
+    (tmp_path/'own'/'b').mkdir()
+    for c in 'ab': Image.new('RGB', (32, 32), 'teal').save(tmp_path/'own'/c/'0.jpg')
+    os.mkfifo(tmp_path/'own'/'a'/'x.jpg')
+    torch.save(create_backbone('test_resnet', pretrained=False).state_dict(), tmp_path/'net.pth')
+    words = ['extract', tmp_path/'own', '--out', tmp_path/'x.safetensors', '--backbone', 'test_resnet',
+             '--weights', tmp_path/'net.pth', *'--size 32 --workers 0 --device cpu'.split()]
+    refused(capsys, *words, says='x.jpg: a pipe, socket or device is no image')
+    status, _, err = run(capsys, *words, '--skip-bad')
+    assert status == 0 and 'a/x.jpg' in err and len(Features.load(tmp_path/'x.safetensors')) == 2
+
+
 def test_cfga(fish, tmp_path, capsys, monkeypatch):
     """Seed 001's arrays, files and checkpoints, and a search by one of the arrays."""
     monkeypatch.chdir(tmp_path)

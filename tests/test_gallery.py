@@ -47,6 +47,26 @@ def said(capsys, *words, status=0):
     return err if status else out
 
 
+SOURCES = [
+    (dict(backbone='resnet18', weights='https://evil.example/net.pth'), '--weights https://evil.example/net.pth'),
+    (dict(model='http://evil.example/m.safetensors'), 'is not fetched'),
+    (dict(backbone='resnet18', weights='//evil/share/a.pth'), 'not fetched'),
+    (dict(backbone='resnet18', weights='\\\\evil\\share\\a.pth'), 'not fetched'), (dict(backbone=5), '"source" is'),
+    ('resnet18', '"source" is'), ([['backbone', 'resnet18']], '"source" is'), (dict(backbone=['resnet18']), '"source" is'),
+    (dict(model='none.safetensors'), 'none.safetensors'), (dict(weights='a.pth'), 'name one of --model'),
+    ({}, 'name one of --model')]
+
+
+def test_nothing_that_a_gallery_names_is_fetched(fish, gallery, tmp_path, capsys, monkeypatch):
+    "Somebody else may have made it: its record is checked by kind, and an address in it is refused."
+    monkeypatch.setattr('torch.hub.download_url_to_file', lambda *args: pytest.fail('fetched'))
+    made, photo, theirs = Features.load(gallery), f"{fish.attrs['root']}/{fish['path'][0]}", tmp_path/'theirs.safetensors'
+    for source, says in SOURCES:
+        Index.build(Features(made.arrays, made.table, {**made.record, 'source': source})).save(theirs, force=True)
+        assert says in said(capsys, 'index', 'search', theirs, photo, status=1)
+        assert says in said(capsys, 'index', 'add', theirs, fish.attrs['root'], status=1)
+
+
 def test_a_gallery_grows_and_answers_without_being_told_how(fish, gallery, capsys):
     root, photo = fish.attrs['root'], f"{fish.attrs['root']}/{fish['path'][30]}"
     assert json.loads(said(capsys, 'index', 'info', gallery))['images'] == 24

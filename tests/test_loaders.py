@@ -322,7 +322,7 @@ def test_query_and_gallery_are_validated_on(fish):
     [
         (dict(tfms='cdg'), "tfms: expected one of .*found 'cdg'"),
         (dict(tfms='cfga_pretrained'), "'cfga_pretrained' has no training half"),
-        (dict(size=0), 'size: expected a number of pixels, found 0'),
+        *((dict(size=size), f'size: expected a number of pixels from 1 to 8192, found {size}') for size in (0, 10**10, 8193, '9')),
         (dict(valid='train'), "valid: expected one of .*found 'train'"),
         (dict(valid='valid'), 'no rows to validate on'),
         (dict(bad='ignore'), "bad: expected one of .*found 'ignore'"),

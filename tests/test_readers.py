@@ -90,7 +90,7 @@ def test_whole(lay_out, name, as_path):
     table = READ[name](as_path(lay_out(name)))
     assert len(table) == len(IMAGES[name])
     assert set(table['path']) == set(IMAGES[name])
-    rule = {'folder': {}, 'sop': {'split': 'official'}, 'inshop': {'split': 'official'}}.get(name, {'split': 'zero-shot'})
+    rule = {'sop': {'split': 'official'}, 'inshop': {'split': 'official'}}.get(name, {'split': 'zero-shot'})
     assert table.attrs == {'root': str(lay_out(name)), 'dataset': name, **rule}
     assert table['label'].dtype == np.int64 and table['label'].min() == 0
     assert isinstance(table.index, pd.RangeIndex)
@@ -559,7 +559,7 @@ def test_pipes_sockets_and_devices_are_no_images(tmp_path, monkeypatch):
         (tmp_path/'device.jpg').symlink_to('/dev/zero')
         names = ['pipe.jpg', 'socket.jpg', 'device.jpg']
         for name in names:
-            refused(lambda name=name: data.load_image(tmp_path/name), data.BadImage, f'{name}: a pipe, socket or device is no image')
+            refused(lambda name=name: data.load_image(tmp_path/name), data.BadImage, f'{name}: a pipe, socket or device')
         table = data.make_table(names, [0]*3, ['a']*3, 'test', tmp_path, 'x')
         assert len(data.check_images(table, progress=False)) == 3
 

@@ -24,11 +24,11 @@ from fgir.data import image_path
 from fgir.features import ColorHistogram, extract
 from fgir.index import Index
 from fgir.serve import (
+    _check_confirmed,
+    _is_foreign,
     answer,
-    check_confirmed,
     check_fits,
     evidence_picture,
-    is_foreign,
     open_page,
     own_folder,
     read_photo,
@@ -136,8 +136,8 @@ def test_what_is_no_folder_of_images_is_never_a_served_root(index, root):
     ('', [], 'no address'), ('a b', [], 'no address'), ('x'*300, [], 'no address'), ('exa\0mple', [], 'no address')])
 def test_an_address_is_checked_before_the_work(host, folders, says):
     start = time.perf_counter()
-    if says is None: return check_confirmed(host, folders)
-    with pytest.raises(ValueError, match=says): check_confirmed(host, folders)
+    if says is None: return _check_confirmed(host, folders)
+    with pytest.raises(ValueError, match=says): _check_confirmed(host, folders)
     assert time.perf_counter() - start < 20
 
 
@@ -211,7 +211,7 @@ def test_requests_are_refused_before_they_are_read(tmp_path, method, path, heade
     ('fish.example', False), ('evil.example:7860', True), ('localhost.evil.example', True), ('127.0.0.1.nip.io', True),
     ('192.168.1.6', True), ('', True), ('[', True), ('localhost@evil.example', True), ('fish.example.', True)])
 def test_a_host_of_another_name_is_foreign(host, foreign):
-    for method in ('GET', 'POST'): assert is_foreign(request(method, host=host), '127.0.0.1', ['fish.example']) == foreign
+    for method in ('GET', 'POST'): assert _is_foreign(request(method, host=host), '127.0.0.1', ['fish.example']) == foreign
 
 
 @pytest.mark.parametrize('headers, foreign', [
@@ -221,12 +221,12 @@ def test_a_host_of_another_name_is_foreign(host, foreign):
     (dict(sec_fetch_site='same-origin'), False), (dict(sec_fetch_site='none'), False), (dict(sec_fetch_site='cross-site'), True),
     (dict(sec_fetch_site='same-site'), True)])
 def test_another_page_is_foreign(headers, foreign):
-    assert is_foreign(request('POST', **headers), '127.0.0.1', ['fish.example']) == foreign
-    if 'origin' in headers: assert is_foreign(request('GET', **headers), '127.0.0.1', ['fish.example']) == foreign
+    assert _is_foreign(request('POST', **headers), '127.0.0.1', ['fish.example']) == foreign
+    if 'origin' in headers: assert _is_foreign(request('GET', **headers), '127.0.0.1', ['fish.example']) == foreign
 
 
 def test_a_link_from_elsewhere_opens_the_page():
-    assert not is_foreign(request('GET', sec_fetch_site='cross-site'), '127.0.0.1', [])
+    assert not _is_foreign(request('GET', sec_fetch_site='cross-site'), '127.0.0.1', [])
 
 
 def free_port():
@@ -313,7 +313,8 @@ def send(site, path, name='a.jpg', **headers):
     with open(path, 'rb') as f: return httpx.post(f'{site}gradio_api/upload', files=dict(files=(name, f)), headers=headers)
 
 
-@pytest.mark.parametrize('headers', [dict(host='evil.example'), dict(origin='http://evil.example'), {'sec-fetch-site': 'cross-site'}])
+@pytest.mark.parametrize('headers', [
+    dict(host='evil.example'), dict(origin='http://evil.example'), {'sec-fetch-site': 'cross-site'}])
 def test_other_pages_get_and_leave_nothing(site, fish, headers):
     before = set(site.folder.rglob('*'))
     assert send(site, image_path(fish, 5), **headers).status_code == 403
