@@ -37,19 +37,8 @@ from torch.utils.data import DataLoader
 
 # %% ../nbs/03a_features.ipynb #8d5ebaeb
 from . import __version__
-from .data import BOX, BadImage, _one_of, image_path, load_row
-from fgir.files import (
-    OpenFile,
-    alone_with,
-    check,
-    in_use,
-    lay_out,
-    lock_of,
-    naming,
-    say,
-    write_atomic,
-    write_folder_atomic,
-)
+from .data import BOX, BadImage, _one_of, image_path, load_row, write_atomic, write_folder_atomic
+from .files import OpenFile, alone_with, check, in_use, lay_out, lock_of, naming, say
 from .loaders import IMAGENET_MEAN, IMAGENET_STD, TRANSFORMS, RetrievalDL, TableImages, table_dl
 from .metrics import check_ranks, score_queries
 from .search import neighbours

@@ -424,7 +424,7 @@ def test_a_failed_save_leaves_the_former_one(tmp_path, monkeypatch):
     def full(tensors, file, *args):
         open(file, 'wb').write(b'half')
         raise OSError('disk full')
-    monkeypatch.setattr(bb, 'save_file', full)
+    monkeypatch.setattr(bb, 'save_tensors', full)
     with pytest.raises(OSError, match='disk full'): save_model(model, path, epoch=2)
     with pytest.raises(TypeError): save_model(model, path, epoch={1, 2})
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

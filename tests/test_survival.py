@@ -129,16 +129,16 @@ def meet(connection):
 
 def run_to_moment(connection, root, out, when, at, changes):
     "Train, and stop for the parent at a moment: a step, half a file of tensors, or one of the renamings."
-    tell, save_file, replace, epoch = meet(connection), backbones.save_file, os.replace, [0]
+    tell, save_tensors, replace, epoch = meet(connection), backbones.save_tensors, os.replace, [0]
     def half(tensors, path, metadata):
-        save_file(tensors, path, metadata)
+        save_tensors(tensors, path, metadata)
         if when == 'half' and '_last' in str(path) and epoch[0] == at:
             os.truncate(path, os.path.getsize(path)//2)
             tell()
     def renamed(old, new):
         if epoch[0] == at and Path(new).name == when: tell()
         replace(old, new)
-    backbones.save_file, os.replace = half, renamed
+    backbones.save_tensors, os.replace = half, renamed
     class Count(Callback):
         def before_epoch(self): epoch[0] = self.epoch
     moment = Moment(tell, at, when if isinstance(when, int) else None)
