@@ -603,12 +603,13 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 
 # %% ../nbs/01_backbones.ipynb #ad0e9c41
 def load_model(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:
-    "Load a model that `save_model` wrote, on `device` and in evaluation mode."
+    "Load a model that `save_model` wrote, on `device` and in evaluation mode; its record is its attribute `record`."
     tensors, record = read_tensors(path)
     model = build_model(record, path)
     try: model.load_state_dict({k: v for k, v in tensors.items() if '/' not in k})
     except RuntimeError as e:
         raise ValueError(f"{path}: tensors do not fit the record: {' '.join(str(e).split())[:200]}") from e
+    model.record = record
     return model.to(device).eval()
 
 # %% ../nbs/01_backbones.ipynb #879ed4a3

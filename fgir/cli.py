@@ -308,7 +308,9 @@ def load_network(
     from fgir.cfga import SEED_MODELS, load_seed_model
 
     if model is None: return create_backbone(backbone, weights=weights), 'pretrained', {}
-    if model.suffix == '.safetensors': return load_model(model), 'margin', record_of(model)
+    if model.suffix == '.safetensors':
+        net = load_model(model)
+        return net, 'margin', net.record
     net, kind = load_seed_model(model)
     return net, kind, dict(tfms=SEED_MODELS[kind]['tfms'])
 

@@ -128,7 +128,7 @@ def sweep(path: Path) -> None:
             _remove(left)
             release(fd)
 
-# %% ../nbs/00d_files.ipynb #bfc555ca
+# %% ../nbs/00d_files.ipynb #1bb4380a
 def _make(path: Path, folder: bool) -> None:
     "Make an empty file or folder, as open as the user's umask allows; FileExistsError if it is there."
     if folder: path.mkdir()
@@ -140,9 +140,10 @@ def _new_beside(path: Path, folder: bool) -> tuple[Path, int | None]:
         for slot in [*_slots(path), path.with_name(f'.{path.stem}.{uuid.uuid4().hex}{path.suffix}')]:
             with suppress(FileExistsError):
                 _make(slot, folder)
-                try: lock = claim(slot) if fcntl else None
-                except OSError: lock = None
-                if lock is not None or slot.exists(): return slot, lock
+                if not fcntl: return slot, None
+                try: lock = claim(slot)
+                except OSError: return slot, None
+                if lock is not None: return slot, lock
 
 @contextmanager
 def _beside(path: Path, folder: bool = False) -> Iterator[Path]:

@@ -47,7 +47,7 @@ READERS = {'Features.load': lambda p: last_rows(Features.load(p)), 'features_of'
            'Index.load': lambda p: last_rows(Index.load(p).store.features),
            'Index.load, unverified': lambda p: last_rows(Index.load(p, verify=False).store.features),
            'read_record': read_record, 'read_tensors': lambda p: [str(v) for v in read_tensors(p)],
-           'load_model': lambda p: load_model(p).head.linear.weight.tolist()}
+           'load_model': lambda p: ((m := load_model(p)).head.linear.weight.tolist(), m.record)}
 
 
 @pytest.mark.parametrize('name', READERS)
