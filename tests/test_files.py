@@ -135,6 +135,20 @@ def test_a_gallery_that_is_saved_again_and_again(tmp_path, kind):
     assert writer.exitcode == 0 and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_writer_killed_at_any_moment_leaves_a_whole_gallery(tmp_path):
+    "Writers that replace images until they are killed; the next one removes what they left half."
+    path = tmp_path/'g.safetensors'
+    Index.build(gallery(30)).save(path)
+    for delay in (.05, .08, .13, .21, .34):
+        writer = begin(save, path, 10**6, 'flat')
+        time.sleep(delay)
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL and whole(Index.load(path), seeds=range(3))
+    Index.load(path).save(path, force=True)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 # locks
 
 def hold(path, inside):
