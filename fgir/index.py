@@ -503,6 +503,10 @@ def check_engine(store: FaissStore) -> FaissStore:
         raise ValueError(f'its engine has {engine.ntotal} rows of {engine.d} numbers, {store.name!r} is {x.shape}')
     if engine.metric_type != faiss.METRIC_INNER_PRODUCT or not engine.is_trained:
         raise ValueError('its engine is not one for inner products that was trained')
+    if store.kind == 'hnsw':
+        links = faiss.vector_to_array(engine.hnsw.neighbors)
+        if links.max(initial=-1) >= len(x) or links.min(initial=0) < -1 or engine.hnsw.entry_point >= len(x):
+            raise ValueError('its engine has links to rows that are not there')
     return store
 
 # %% ../nbs/07_index.ipynb #19ec3443

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processes import begin
 from safetensors.numpy import load_file
 
 from fgir import files
@@ -74,13 +75,6 @@ def test_a_file_is_opened_once(tmp_path, monkeypatch, name, kind, model):
         m.setattr(builtins, 'open', open_then_replace)
         found = read(path)
     assert opened == ['rb'] and found == expected
-
-
-def begin(target, *args):
-    "Run a function in a process of its own."
-    process = multiprocessing.get_context('fork').Process(target=target, args=args)
-    process.start()
-    return process
 
 
 def replace(path, sources, n):
