@@ -2,13 +2,10 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from PIL import Image
+from processes import begin
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -125,24 +123,24 @@ def test_foreign_and_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.safetensors"): Features.load(tmp_path/"nothing.safetensors")
 
 
+def die_saving(path):
+    def half(tmp, *rest):
+        tmp.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    features._create = half
+    make(2).save(path, force=True)
+
+
 def test_killed_while_saving(tmp_path):
-    "A process that dies in the middle of writing leaves the old file as it was."
+    "A process that dies in the middle of writing leaves the old file as it was, and half a file to the next one, which removes it."
     path = make().save(tmp_path/"f.safetensors")
     before = path.read_bytes()
-    script = textwrap.dedent("""
-        import os, sys
-        import numpy as np, pandas as pd
-        from fgir import features
-        def half(path, *rest):
-            path.write_bytes(b"half")
-            os._exit(9)
-        features._create = half
-        table = pd.DataFrame(dict(path=["a"], label=[0], name=["a"], split=["test"]))
-        features.Features({"x": np.ones((1, 1))}, table).save(sys.argv[1], force=True)
-    """)
-    assert subprocess.run([sys.executable, "-c", script, path], env=os.environ).returncode == 9
+    process = begin(die_saving, path)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 2
     assert path.read_bytes() == before
-    Features.load(path)
+    Features.load(path).save(path, force=True)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_failing_while_saving_leaves_nothing(tmp_path, monkeypatch):
@@ -386,29 +384,33 @@ def photographs(folder, n=24):
     return read_folder(folder)
 
 
+def mean(x): return x.mean((2, 3))
+
+
+def describe_until_killed(images, out, batches):
+    calls = []
+    def dying(x):
+        calls.append(len(x))
+        if len(calls) > batches: os.kill(os.getpid(), signal.SIGKILL)
+        return mean(x)
+    dying.__qualname__ = mean.__qualname__
+    extract(dying, read_folder(images), 16, bs=5, num_workers=0, out=out, progress=False)
+
+
 def test_killed_while_describing(tmp_path):
     "A process that is killed leaves a part, which the same call completes to what one run would have written."
-    table, out = photographs(tmp_path/"images"), tmp_path/"f.safetensors"
-    script = textwrap.dedent("""
-        import os, sys
-        from fgir.data import read_folder
-        from fgir.features import extract
-        calls = []
-        def mean(x):
-            calls.append(len(x))
-            if len(calls) > int(sys.argv[3]): os.kill(os.getpid(), 9)
-            return x.mean((2, 3))
-        extract(mean, read_folder(sys.argv[1]), 16, bs=5, num_workers=0, out=sys.argv[2], progress=False)
-        print(sum(calls))
-    """)
-    run = partial(subprocess.run, env=os.environ, capture_output=True, text=True)
-    assert run([sys.executable, "-c", script, tmp_path/"images", out, "2"]).returncode == -9
+    table, out, seen = photographs(tmp_path/"images"), tmp_path/"f.safetensors", []
+    process = begin(describe_until_killed, tmp_path/"images", out, 2)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert [f.name.split(".")[-1] for f in sorted(tmp_path.glob("f.*"))] == ["done", "part"]
-    second = run([sys.executable, "-c", script, tmp_path/"images", out, "99"])
-    assert second.stdout.strip() == str(len(table) - 10), second.stderr
-    assert [f.name for f in tmp_path.glob("f.*")] == ["f.safetensors"]
-    whole = extract(lambda x: x.mean((2, 3)), table, 16, bs=5, num_workers=0, progress=False)
-    np.testing.assert_array_equal(Features.load(out)["embedding"], whole["embedding"])
+    def noted(x):
+        seen.append(len(x))
+        return mean(x)
+    noted.__qualname__ = mean.__qualname__
+    made = extract(noted, table, 16, bs=5, num_workers=0, out=out, progress=False)
+    assert sum(seen) == len(table) - 10 and [f.name for f in tmp_path.glob("*f.*")] == [out.name]
+    np.testing.assert_array_equal(made["embedding"], extract(mean, table, 16, bs=5, num_workers=0, progress=False)["embedding"])
 
 
 class Stops(nn.Linear):
