@@ -128,21 +128,22 @@ def sweep(path: Path) -> None:
             _remove(left)
             release(fd)
 
-# %% ../nbs/00d_files.ipynb #0772bb93
+# %% ../nbs/00d_files.ipynb #1bb4380a
 def _make(path: Path, folder: bool) -> None:
-    "Make an empty file or folder, as open as the user's umask allows."
-    if folder: path.mkdir(exist_ok=True)
-    else: os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o666))
+    "Make an empty file or folder, as open as the user's umask allows; FileExistsError if it is there."
+    if folder: path.mkdir()
+    else: os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666))
 
 def _new_beside(path: Path, folder: bool) -> tuple[Path, int | None]:
     "A new hidden file or folder beside `path`, and its lock."
-    for slot in _slots(path) if fcntl else ():
-        with suppress(OSError):
-            _make(slot, folder)
-            if (fd := claim(slot)) is not None: return slot, fd
-    slot = path.with_name(f'.{path.stem}.{uuid.uuid4().hex}{path.suffix}')
-    _make(slot, folder)
-    return slot, None
+    while True:
+        for slot in [*_slots(path), path.with_name(f'.{path.stem}.{uuid.uuid4().hex}{path.suffix}')]:
+            with suppress(FileExistsError):
+                _make(slot, folder)
+                if not fcntl: return slot, None
+                try: lock = claim(slot)
+                except OSError: return slot, None
+                if lock is not None: return slot, lock
 
 @contextmanager
 def _beside(path: Path, folder: bool = False) -> Iterator[Path]:

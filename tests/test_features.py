@@ -1,10 +1,11 @@
 "Features: files that survive interruption, extraction that leaves the network alone, evaluation, pictures."
 import os
+import re
 import shutil
-import subprocess
-import sys
-import textwrap
-from functools import partial
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from PIL import Image
+from processes import begin
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -121,24 +123,24 @@ def test_foreign_and_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.safetensors"): Features.load(tmp_path/"nothing.safetensors")
 
 
+def die_saving(path):
+    def half(tmp, *rest):
+        tmp.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    features._create = half
+    make(2).save(path, force=True)
+
+
 def test_killed_while_saving(tmp_path):
-    "A process that dies in the middle of writing leaves the old file as it was."
+    "A process that dies in the middle of writing leaves the old file as it was, and half a file to the next one, which removes it."
     path = make().save(tmp_path/"f.safetensors")
     before = path.read_bytes()
-    script = textwrap.dedent("""
-        import os, sys
-        import numpy as np, pandas as pd
-        from fgir import features
-        def half(path, *rest):
-            path.write_bytes(b"half")
-            os._exit(9)
-        features._create = half
-        table = pd.DataFrame(dict(path=["a"], label=[0], name=["a"], split=["test"]))
-        features.Features({"x": np.ones((1, 1))}, table).save(sys.argv[1], force=True)
-    """)
-    assert subprocess.run([sys.executable, "-c", script, path], env=os.environ).returncode == 9
+    process = begin(die_saving, path)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 2
     assert path.read_bytes() == before
-    Features.load(path)
+    Features.load(path).save(path, force=True)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_failing_while_saving_leaves_nothing(tmp_path, monkeypatch):
@@ -382,55 +384,132 @@ def photographs(folder, n=24):
     return read_folder(folder)
 
 
+def mean(x): return x.mean((2, 3))
+
+
+def describe_until_killed(images, out, batches):
+    calls = []
+    def dying(x):
+        calls.append(len(x))
+        if len(calls) > batches: os.kill(os.getpid(), signal.SIGKILL)
+        return mean(x)
+    dying.__qualname__ = mean.__qualname__
+    extract(dying, read_folder(images), 16, bs=5, num_workers=0, out=out, progress=False)
+
+
 def test_killed_while_describing(tmp_path):
     "A process that is killed leaves a part, which the same call completes to what one run would have written."
-    table, out = photographs(tmp_path/"images"), tmp_path/"f.safetensors"
-    script = textwrap.dedent("""
-        import os, sys
-        from fgir.data import read_folder
-        from fgir.features import extract
-        calls = []
-        def mean(x):
-            calls.append(len(x))
-            if len(calls) > int(sys.argv[3]): os.kill(os.getpid(), 9)
-            return x.mean((2, 3))
-        extract(mean, read_folder(sys.argv[1]), 16, bs=5, num_workers=0, out=sys.argv[2], progress=False)
-        print(sum(calls))
-    """)
-    run = partial(subprocess.run, env=os.environ, capture_output=True, text=True)
-    assert run([sys.executable, "-c", script, tmp_path/"images", out, "2"]).returncode == -9
-    assert sorted(f.name for f in tmp_path.glob("f.*")) == ["f.safetensors.done", "f.safetensors.part"]
-    second = run([sys.executable, "-c", script, tmp_path/"images", out, "99"])
-    assert second.stdout.strip() == str(len(table) - 10), second.stderr
-    assert [f.name for f in tmp_path.glob("f.*")] == ["f.safetensors"]
-    whole = extract(lambda x: x.mean((2, 3)), table, 16, bs=5, num_workers=0, progress=False)
-    np.testing.assert_array_equal(Features.load(out)["embedding"], whole["embedding"])
+    table, out, seen = photographs(tmp_path/"images"), tmp_path/"f.safetensors", []
+    process = begin(describe_until_killed, tmp_path/"images", out, 2)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [f.name.split(".")[-1] for f in sorted(tmp_path.glob("f.*"))] == ["done", "part"]
+    def noted(x):
+        seen.append(len(x))
+        return mean(x)
+    noted.__qualname__ = mean.__qualname__
+    made = extract(noted, table, 16, bs=5, num_workers=0, out=out, progress=False)
+    assert sum(seen) == len(table) - 10 and [f.name for f in tmp_path.glob("*f.*")] == [out.name]
+    np.testing.assert_array_equal(made["embedding"], extract(mean, table, 16, bs=5, num_workers=0, progress=False)["embedding"])
 
 
-def test_a_part_of_something_else(tmp_path):
-    "A part goes on only with the same images, transform and weights; what differs is named."
+class Stops(nn.Linear):
+    "A network that describes `left` batches and is interrupted then."
+    def __init__(self, left=2):
+        super().__init__(3, 2)
+        self.left, self.seen = left, 0
+
+    def forward(self, x):
+        if self.seen == self.left: raise KeyboardInterrupt
+        self.seen += 1
+        return super().forward(x.mean((2, 3)))
+
+
+def interrupted(table, out, net=None, **how):
+    "The part that an extraction leaves which stops after two batches."
+    net = net or Stops()
+    before = {*out.parent.glob("*.part")}
+    with pytest.raises(KeyboardInterrupt): extract(net, table, **dict(size=16, bs=5, num_workers=0, progress=False, out=out) | how)
+    net.left, net.seen = 99, 0
+    part, = {*out.parent.glob("*.part")} - before
+    return net, part
+
+
+def test_other_work_neither_blocks_nor_reads_a_part(tmp_path, capsys):
+    "Another transform, table, folder, precision or network makes its own file beside the part, which the first call completes."
     table, out = photographs(tmp_path/"images"), tmp_path/"f.safetensors"
-    class Flat(nn.Linear):
-        def forward(self, x): return super().forward(x.mean((2, 3)))
-    class Stops(Flat):
-        left = 2
-        def forward(self, x):
-            self.left -= 1
-            if self.left < 0: raise KeyboardInterrupt
-            return super().forward(x)
-    torch.manual_seed(0)
-    net, how = Stops(3, 2), dict(bs=5, num_workers=0, progress=False, out=out)
-    with pytest.raises(KeyboardInterrupt): extract(net, table, 16, **how)
-    with pytest.raises(ValueError, match="f.safetensors.part: begun with another size"): extract(net, table, 20, **how)
-    with pytest.raises(ValueError, match="another table"): extract(net, table[:-1], 16, **how)
-    with pytest.raises(ValueError, match="another weights"): extract(Stops(3, 2), table, 16, **how)
-    copy = tmp_path/"copy.safetensors"
-    for end in (".part", ".done"): shutil.copy(f"{out}{end}", f"{copy}{end}")
-    assert len(extract(lambda x: x.mean((2, 3)), table, 16, **how | dict(out=copy, force=True))) == len(table)
-    net.left = 99
-    assert len(extract(net, table, 16, **how)) == len(table)
-    with pytest.raises(FileExistsError): extract(net, table, 16, **how)
+    shutil.copytree(tmp_path/"images", tmp_path/"others")
+    net, part = interrupted(table, out)
+    before, how = part.read_bytes(), dict(size=16, bs=5, num_workers=0, progress=False, out=out)
+    for other in (dict(size=20), dict(data=table[:-1]), dict(data=read_folder(tmp_path/"others")), dict(descriptor=Stops(99)),
+                  dict(dtype="float16"), dict(note="other")):
+        call = dict(descriptor=net, data=table) | how | other
+        alone = extract(**call | dict(out=None))
+        capsys.readouterr()
+        net.seen = 0
+        made = extract(**call)
+        for name in made.names: np.testing.assert_array_equal(made[name], alone[name])
+        assert capsys.readouterr().err.startswith(f"{part}: other work for this file that was interrupted; it is kept")
+        assert part.read_bytes() == before
+        out.unlink()
+    with torch.autocast("cpu", torch.bfloat16): assert len(extract(net, table, **how)) == len(table)
+    out.unlink()
+    net.seen = 0
+    assert len(extract(net, table, **how)) == len(table) and net.seen == 3
+    with pytest.raises(FileExistsError): extract(net, table, **how)
+    assert [f.name for f in tmp_path.glob("f*")] == [out.name]
     with pytest.raises(ValueError, match="give the table"): extract(net, table_dl(table, 16), out=tmp_path/"g")
+
+
+def test_force_removes_what_other_work_began(tmp_path):
+    table, out = photographs(tmp_path/"images"), tmp_path/"f.safetensors"
+    net, part = interrupted(table, out)
+    extract(Stops(99), table, 16, num_workers=0, progress=False, out=out, force=True)
+    assert [f.name for f in tmp_path.glob("f*")] == [out.name]
+
+
+def test_the_same_work_twice_at_once(tmp_path, capfd):
+    "The second waits for the first and says for whom; then the file is there, or what the first left is gone on with."
+    table, out = photographs(tmp_path/"images"), tmp_path/"f.safetensors"
+    how, net = dict(size=16, bs=5, num_workers=0, progress=False, out=out), Stops(99)
+    inside, go = threading.Event(), threading.Event()
+
+    class Slow(Stops):
+        def forward(self, x):
+            inside.set()
+            assert go.wait(20)
+            if self.seen == self.left: raise KeyboardInterrupt
+            return super().forward(x)
+
+    for end, error in ((99, FileExistsError), (1, None)):
+        slow = Slow(end)
+        slow.load_state_dict(net.state_dict())
+        Stops.__qualname__ = Slow.__qualname__ = "Net"
+        inside.clear(), go.clear()
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(extract, slow, table, **how)
+            assert inside.wait(20)
+            net.seen = 0
+            second = pool.submit(extract, net, table, **how)
+            time.sleep(1.2)
+            go.set()
+            assert (first.exception() is None) == (end == 99)
+            assert isinstance(second.exception(), error) if error else len(second.result()) == len(table) and net.seen == 4
+        said = capfd.readouterr().err
+        assert re.search(r"waiting for \S+\.part: process \d+ \(.*\) is at it", said), said
+        out.unlink()
+
+
+def test_a_spoiled_part_is_named(tmp_path):
+    table, out = photographs(tmp_path/"images"), tmp_path/"f.safetensors"
+    net, part = interrupted(table, out)
+    whole, marks = part.read_bytes(), part.with_suffix(".done")
+    for spoil in (lambda: part.write_bytes(whole[:-9]), lambda: part.write_bytes(b"{}"), lambda: marks.write_bytes(b"\1"),
+                  lambda: marks.write_bytes(b"\7"*len(table)), lambda: make(len(table)).save(part, force=True)):
+        part.write_bytes(whole)
+        spoil()
+        with pytest.raises(ValueError) as e: extract(net, table, 16, bs=5, num_workers=0, progress=False, out=out)
+        assert str(part) in str(e.value) and "\n" not in str(e.value)
 
 
 def test_readable_by_any_safetensors_reader(tmp_path):
@@ -490,23 +569,6 @@ def test_stopped_at_the_last_moment(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt): extract(mean, table, 16, num_workers=0, out=out, progress=False)
     before = len(calls)
     assert len(extract(mean, table, 16, num_workers=0, out=out, progress=False)) == len(table) and len(calls) == before
-
-
-def test_other_folder_other_precision(tmp_path):
-    "The same names in another folder, and another precision, do not go on with a part."
-    table, out = photographs(tmp_path/"images"), tmp_path/"f.safetensors"
-    shutil.copytree(tmp_path/"images", tmp_path/"others")
-    class Net(nn.Linear):
-        left = 1
-        def forward(self, x):
-            self.left -= 1
-            if self.left < 0: raise KeyboardInterrupt
-            return super().forward(x.mean((2, 3)))
-    net, how = Net(3, 2), dict(size=16, bs=5, num_workers=0, out=out, progress=False)
-    with pytest.raises(KeyboardInterrupt): extract(net, table, **how)
-    with pytest.raises(ValueError, match="another table"): extract(net, read_folder(tmp_path/"others"), **how)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="another autocast"):
-        extract(net, table, **how)
 
 
 def test_any_table_that_can_be_saved(tmp_path):

@@ -1,21 +1,16 @@
 "`fgir index`: build, change and search galleries from the shell, interrupted and at once."
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from processes import begin
 
+import fgir.features
 from fgir import cli
 from fgir.features import Features
 from fgir.index import Index
 from fgir.synth import synth_dataset
-
-CODE = 'import sys; from fgir.cli import main; sys.exit(main())'
-
 
 @pytest.fixture(scope='module')
 def fish(tmp_path_factory):
@@ -83,7 +78,7 @@ def test_a_gallery_grows_and_answers_without_being_told_how(fish, gallery, capsy
     assert '47 images' in said(capsys, 'index', 'remove', gallery, fish['path'][30])
     assert json.loads(said(capsys, 'index', 'search', gallery, photo, '--json', '-k', 2))[0]['path'] == found[1]['path']
     assert '48 images, 1 more' in said(capsys, 'index', 'add', gallery, root, '--replace', '--workers', 0)
-    assert sorted(p.name for p in gallery.parent.glob('fish*')) == ['fish.safetensors', 'fish.safetensors.lock']
+    assert sorted(p.name for p in gallery.parent.iterdir()) == ['fish.safetensors', 'net.pth']
 
 
 @pytest.mark.parametrize('words, says', [
@@ -115,35 +110,67 @@ def test_two_that_add_at_once_both_do(fish, gallery, tmp_path):
         part = table.iloc[rows].reset_index(drop=True)
         features = Features({'S': rng.normal(size=(12, 512)).astype(np.float32)}, part, vectors.record)
         halves.append(features.save(tmp_path/f'{i}.safetensors'))
-    adding = [subprocess.Popen([sys.executable, '-c', CODE, 'index', 'add', str(gallery), str(h)]) for h in halves]
-    assert [p.wait() for p in adding] == [0, 0]
+    adding = [begin(call, 'index', 'add', gallery, h) for h in halves]
+    for process in adding: process.join()
+    assert [p.exitcode for p in adding] == [0, 0]
     assert len(Index.load(gallery)) == 48
 
 
-def test_a_build_that_was_killed_goes_on(fish, tmp_path):
-    "Killed among its images, the same command describes only those that are left."
-    net = ['--backbone', 'resnet18', '--weights', tmp_path/'net.pth']
-    words = ['index', 'build', fish.attrs['root'], tmp_path/'g.safetensors', *net, '--size', '32', '--workers', '0',
-             '--batch-size', '1']
-    import torch
+def slowly(*words):
+    "Call a command that takes its time after each image."
+    fill = fgir.features._Store.fill
+    fgir.features._Store.fill = lambda *a: (fill(*a), time.sleep(.05))
+    return call(*words)
 
-    from fgir.backbones import create_backbone
 
-    torch.save(create_backbone('resnet18', pretrained=False).state_dict(), tmp_path/'net.pth')
-    part = tmp_path/'g.safetensors.new.safetensors.done'
-    slow = ('import sys, time; import fgir.features as f; from fgir.cli import main; fill = f._Store.fill\n'
-            'f._Store.fill = lambda *a: (fill(*a), time.sleep(.1))\nsys.exit(main())')
-    first = subprocess.Popen([sys.executable, '-c', slow, *map(str, words)], env=os.environ | {'MPLBACKEND': 'Agg'})
-    for _ in range(1200):
-        if part.exists() and sum(part.read_bytes()) > 5: break
-        time.sleep(.05)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    done = sum(part.read_bytes())
-    assert 5 < done < 48 and not (tmp_path/'g.safetensors').exists()
-    assert call(*words) == 0
-    assert len(Index.load(tmp_path/'g.safetensors')) == 48
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['g.safetensors', 'net.pth']
+def killed_halfway(*words, folder):
+    "Run a command that describes an image at a time, kill it among them, and give its part and how many were described."
+    run = begin(slowly, *words)
+    while not (marks := [*folder.glob('*.done')]) or sum(marks[0].read_bytes()) < 4:
+        assert run.is_alive()
+        time.sleep(.01)
+    run.kill()
+    run.join()
+    return marks[0].with_suffix('.part'), sum(marks[0].read_bytes())
+
+
+def test_commands_that_were_killed_go_on_and_are_in_nobodys_way(fish, gallery, capsys, monkeypatch):
+    "Killed among its images, the same command describes only those that are left; others neither stop nor take them."
+    root, folder, other = fish.attrs['root'], gallery.parent, gallery.parent/'other.safetensors'
+    add = ['index', 'add', gallery, root, '--rows', 'test', '--workers', 0, '--batch-size', 1]
+    part, done = killed_halfway(*add, folder=folder)
+    assert 3 < done < 20 and len(Index.load(gallery)) == 24
+    kept = part.read_bytes()
+    call('index', 'remove', gallery, fish['path'][0])
+    for words in (['add', gallery, root, '--rows', 'train', '--replace'],
+                  ['build', root, gallery, '--force', '--backbone', 'resnet18', '--weights', folder/'net.pth', '--rows', 'train',
+                   '--size', 32]):
+        capsys.readouterr()
+        assert not call('index', *words, '--workers', 0)
+        assert capsys.readouterr().err == (f'{str(part)[:-18]}: from another command that was interrupted; '
+                                           'it is kept, delete it if nobody needs it\n')
+        assert part.read_bytes() == kept and len(Index.load(gallery)) == 24
+    seen, fill = [], fgir.features._Store.fill
+    monkeypatch.setattr(fgir.features._Store, 'fill', lambda self, rows, named: (seen.extend(rows), fill(self, rows, named)))
+    assert not call(*add)
+    assert len(seen) == 24 - done and len(Index.load(gallery)) == 48
+    assert sorted(p.name for p in folder.iterdir()) == ['fish.safetensors', 'net.pth'] and not other.exists()
+
+
+def test_descriptions_wait_for_a_gallery_that_could_not_be_written(fish, gallery, monkeypatch):
+    "A disk that is full, and then is not: nothing is described twice. What is wrong with the images is another matter."
+    add, calls, save = ['index', 'add', gallery, fish.attrs['root'], '--workers', 0], [], Index.save
+    def full(*_, **__): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(Index, 'save', full)
+    assert call(*add, '--rows', 'test') == 1
+    kept, = gallery.parent.glob('*.new.safetensors')
+    monkeypatch.setattr(Index, 'save', save)
+    monkeypatch.setattr(fgir.features, '_describe', lambda *_: calls.append(1))
+    assert not call(*add, '--rows', 'test')
+    assert len(Index.load(gallery)) == 48 and not calls and not kept.exists()
+    monkeypatch.undo()
+    assert call(*add, '--rows', 'test') == 1
+    assert sorted(p.name for p in gallery.parent.iterdir()) == ['fish.safetensors', 'net.pth']
 
 
 def test_a_database_is_a_gallery_of_the_same_commands(fish, gallery, tmp_path, capsys):

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import faiss
 import numpy as np
@@ -293,36 +292,6 @@ def test_what_is_not_a_gallery_is_refused(tmp_path):
     many().save(path, force=True)
     with pytest.raises(ValueError, match='a file of features, not of a gallery'): Index.load(path)
     with pytest.raises(FileNotFoundError): Index.load(tmp_path/'none.safetensors')
-
-
-KILLED = """
-import sys
-sys.path.insert(0, sys.argv[2])
-from test_index import Index, many
-index = Index.load(sys.argv[1])
-print('ready', flush=True)
-for i in range(10_000):
-    index.add(many(1, first=100_000 + i))
-    index.save(sys.argv[1], force=True)
-"""
-
-
-def test_a_writer_killed_at_any_moment_leaves_a_whole_gallery(tmp_path):
-    "Writers add image after image until they are killed; each leaves all that was saved before, and no half of a file."
-    path = Index.build(many(4000)).save(tmp_path/'g.safetensors')
-    sizes = [4000]
-    for delay in (.1, .3, .6):
-        writer = subprocess.Popen([sys.executable, '-c', KILLED, str(path), os.path.dirname(__file__)], stdout=subprocess.PIPE)
-        assert writer.stdout.readline() == b'ready\n'
-        time.sleep(delay)
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        index = Index.load(path)
-        assert (np.diff(index.search(many(5)['x'], 3)['score'].to_numpy().reshape(5, 3)) <= 0).all()
-        sizes.append(len(index))
-        index.remove([p for p in index.store.about()['path'] if p.startswith('1000')])
-        index.save(path, force=True)
-    assert max(sizes) > 4000 and min(sizes) == 4000
 
 
 def test_a_full_disk_leaves_the_gallery_as_it_was(tmp_path):

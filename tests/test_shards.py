@@ -15,7 +15,7 @@ from fgir import cli
 from fgir.backbones import Pooled, create_backbone
 from fgir.data import BadImage, load_row, read_cub, read_folder
 from fgir.features import Features, extract
-from fgir.shards import extract_shard, shard_file
+from fgir.shards import extract_shard
 from fgir.synth import synth_dataset
 
 HOW = dict(size=48, bs=4, num_workers=0, progress=False)
@@ -40,6 +40,9 @@ def network(weights): return Pooled(create_backbone('resnet18', weights=weights)
 
 
 def names(folder): return sorted(p.name for p in folder.iterdir())
+
+
+def shares(folder): return sorted(p.stem.rpartition('.')[2] for p in folder.glob('*.shard-*.safetensors'))
 
 
 def test_two_processes_of_a_group_make_the_file_of_one(fish, weights, tmp_path):
@@ -170,7 +173,7 @@ def test_one_share_is_described_by_one_process(fish, tmp_path, monkeypatch):
         return x.mean((2, 3))
 
     assert extract_shard(again, fish, out, (0, 2), **HOW) is None
-    assert [p.name for p in tmp_path.glob('*.safetensors')] == ['f.shard-0-of-2.safetensors']
+    assert shares(tmp_path) == ['shard-0-of-2']
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(ValueError, match='described by one process'): fgir.shards.extract_all(again, fish, out, '0/2', **HOW)
     twice = pd.concat([fish, fish.iloc[:1]], ignore_index=True)
@@ -186,21 +189,23 @@ def test_a_merge_that_fails_is_made_again(fish, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(fgir.shards, 'write_rows', full)
         with pytest.raises(OSError, match='No space'): extract_shard(mean, fish, out, (1, 2), **HOW)
-    assert not out.exists() and shard_file(out, (0, 2)).exists() and shard_file(out, (1, 2)).exists()
+    assert not out.exists() and shares(tmp_path) == ['shard-0-of-2', 'shard-1-of-2']
     assert len(extract_shard(mean, fish, out, (1, 2), **HOW)) == len(fish)
 
 
-def test_a_share_of_something_else_is_not_taken(fish, tmp_path):
+def test_a_share_of_other_work_neither_blocks_nor_is_taken(fish, tmp_path, capsys):
     def mean(x): return x.mean((2, 3))
     def largest(x): return x.amax((2, 3))
     out = tmp_path/'f.safetensors'
     extract_shard(mean, fish, out, (0, 2), **HOW)
-    for change in (dict(descriptor=largest), dict(bs=5), dict(dtype='float16'), dict(tfms='squash'), dict(size=32)):
-        call = dict(descriptor=mean) | HOW | change
-        says = {'descriptor': 'model', 'bs': 'images a batch'}.get(next(iter(change)), next(iter(change)))
-        with pytest.raises(ValueError, match=f'was made with another {says}'):
-            extract_shard(call.pop('descriptor'), fish, out, (1, 2), **call)
-        assert [p.name for p in tmp_path.glob('*.safetensors')] == ['f.shard-0-of-2.safetensors']
-    with pytest.raises(ValueError, match='another number than 3'): extract_shard(mean, fish, out, (0, 3), **HOW)
+    for change in (dict(descriptor=largest), dict(bs=5), dict(dtype='float16'), dict(tfms='squash'), dict(size=32), dict(n=3)):
+        call = dict(descriptor=mean, n=2) | HOW | change
+        describe, n = call.pop('descriptor'), call.pop('n')
+        capsys.readouterr()
+        for i in range(n): made = extract_shard(describe, fish, out, (i, n), **call)
+        assert 'shard-0-of-2.safetensors: a share of other work for f.safetensors; it is kept' in capsys.readouterr().err
+        np.testing.assert_array_equal(made.arrays['embedding'], extract(describe, fish, **call)['embedding'])
+        assert shares(tmp_path) == ['shard-0-of-2']
+        out.unlink()
     with pytest.raises(ValueError, match='2 of 2 shares'): extract_shard(mean, fish, out, (2, 2), **HOW)
-    assert len(extract_shard(mean, fish, out, (1, 2), **HOW)) == len(fish)
+    assert len(extract_shard(mean, fish, out, (1, 2), **HOW)) == len(fish) and names(tmp_path) == ['f.safetensors']

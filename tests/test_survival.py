@@ -129,37 +129,39 @@ def meet(connection):
 
 def run_to_moment(connection, root, out, when, at, changes):
     "Train, and stop for the parent at a moment: a step, half a file of tensors, or one of the renamings."
-    tell, save_file, replace, epoch = meet(connection), backbones.save_file, os.replace, [0]
+    tell, save_tensors, replace, epoch = meet(connection), backbones.save_tensors, os.replace, [0]
     def half(tensors, path, metadata):
-        save_file(tensors, path, metadata)
+        save_tensors(tensors, path, metadata)
         if when == 'half' and '_last' in str(path) and epoch[0] == at:
             os.truncate(path, os.path.getsize(path)//2)
             tell()
     def renamed(old, new):
         if epoch[0] == at and Path(new).name == when: tell()
         replace(old, new)
-    backbones.save_file, os.replace = half, renamed
+    backbones.save_tensors, os.replace = half, renamed
     class Count(Callback):
         def before_epoch(self): epoch[0] = self.epoch
     moment = Moment(tell, at, when if isinstance(when, int) else None)
     fit(make(read_cub(root), out, cbs=[Count()], **changes), cbs=[moment])
 
 
-MOMENTS = [(2, 0, .5, 0), (1, 2, .5, 2), ('half', 0, .5, 0), ('half', 2, .5, 2), ('run_last.safetensors', 2, .5, 2),
-           ('run_last.json', 1, 'last', (1, 2)), ('run_last.json', 3, .5, (3, 4)), ('run_model.json', 3, 'last', 3),
-           ('run_model.safetensors', 0, .5, 0), ('run_statistics.csv', 3, 'last', 3), ('end', 'end', .5, 4)]
+MOMENTS = {  # one after the other in one run: when, in which epoch, and how many epochs are kept then
+    .5: [('half', 0, 0), (2, 0, 0), ('run_model.safetensors', 0, 0), ('half', 2, 2), (1, 2, 2), ('run_last.safetensors', 2, 2),
+         ('end', 'end', 4)],
+    'last': [('run_last.json', 1, (1, 2)), ('run_statistics.csv', 3, 3), ('run_model.json', 3, 3), ('run_last.json', 3, (3, 4))]}
 
 
-@pytest.mark.parametrize('when, at, valid, done', MOMENTS)
-def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(table, whole, tmp_path, when, at, valid, done):
-    here, child = begin(run_to_moment, table.attrs['root'], tmp_path, when, at, dict(valid=valid))
-    assert heard(here) == 'now'
-    os.kill(child.pid, signal.SIGKILL)
-    child.join(20)
-    assert child.exitcode == -signal.SIGKILL
-    assert_whole(tmp_path)
-    kept = epochs_done(tmp_path)
-    assert kept in (done if isinstance(done, tuple) else (done,))
+@pytest.mark.parametrize('valid', MOMENTS)
+def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(table, whole, tmp_path, valid):
+    for when, at, done in MOMENTS[valid]:
+        here, child = begin(run_to_moment, table.attrs['root'], tmp_path, when, at, dict(valid=valid))
+        assert heard(here) == 'now', when
+        os.kill(child.pid, signal.SIGKILL)
+        child.join(20)
+        assert child.exitcode == -signal.SIGKILL
+        assert_whole(tmp_path)
+        kept = epochs_done(tmp_path)
+        assert kept in (done if isinstance(done, tuple) else (done,)), when
     learn = make(table, tmp_path, valid=valid)
     fit(learn)
     assert len(getattr(learn.recorder, 'iters', [])) == 4 - kept
@@ -184,14 +186,15 @@ class Poison(Callback):
 
 @pytest.mark.parametrize('value, changes', [
     (float('nan'), {}), (float('inf'), dict(precision='bf16')),
-    (float('nan'), dict(recipe='msloss', per_class=2, steps=None, epochs=4, lr=1e-4)),
-    (float('nan'), dict(recipe='cosface', per_class=4, sampler='balanced', steps=None, epochs=4, precision='bf16'))])
+    (float('nan'), dict(recipe='msloss', per_class=2, steps=None, lr=1e-4)),
+    (float('nan'), dict(recipe='cosface', per_class=4, sampler='balanced', steps=None, precision='bf16'))])
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(table, tmp_path, monkeypatch, value, changes):
     opened, load_row = [], loaders.load_row
     def noted(table, i, crop=False):
         opened.append(str(Path(table.attrs['root'])/table['path'].iloc[i]))
         return load_row(table, i, crop)
-    def run(out, cbs=None): return fit(make(table, out, valid='last', **changes), cbs=cbs)
+    changes = dict(valid='last', epochs=2) | changes
+    def run(out, cbs=None): return fit(make(table, out, **changes), cbs=cbs)
     monkeypatch.setattr(loaders, 'load_row', noted)
     words = '(loss (nan|inf)|embeddings with NaN or infinity) in epoch 1, step 2'
     with pytest.raises(FloatingPointError, match=words) as error:
@@ -201,7 +204,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(table, tmp_
     assert not torch.is_autocast_enabled('cpu') and (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     assert_whole(tmp_path/'part')
     assert epochs_done(tmp_path/'part') == 1 and len(pd.read_csv(tmp_path/'part/run_statistics.csv')) == 1
-    one = make(table, tmp_path/'one', valid='last', **changes)
+    one = make(table, tmp_path/'one', **changes)
     with pytest.raises(KeyboardInterrupt): fit(one, cbs=Interrupt(1, 0))
     assert_same_files(tmp_path/'one', tmp_path/'part')
     run(tmp_path/'part')
@@ -241,17 +244,16 @@ def run_on_full_disk(connection, root, out, size, changes):
     else: connection.send((False, 'nothing', ''))
 
 
-@pytest.mark.parametrize('size, file', [(100, 'run_statistics.csv'), (20_000, 'run_model.safetensors'),
-                                        (3_000_000, 'run_last.safetensors')])
-def test_a_full_disk_is_named_and_what_was_there_stays(table, whole, tmp_path, size, file):
-    here, child = begin(run_on_full_disk, table.attrs['root'], tmp_path, size, dict(valid='last'))
-    right, kind, message = heard(here)
-    child.join(20)
-    assert right, f'{kind}: {message}'
-    assert str(tmp_path/file) in message and re.search('too large|No space', message) and '\n' not in message
-    assert not list(tmp_path.glob('.*'))
-    assert_whole(tmp_path)
-    assert epochs_done(tmp_path) == 2
+def test_a_full_disk_is_named_and_what_was_there_stays(table, whole, tmp_path):
+    for size, file in [(100, 'run_statistics.csv'), (20_000, 'run_model.safetensors'), (3_000_000, 'run_last.safetensors')]:
+        here, child = begin(run_on_full_disk, table.attrs['root'], tmp_path, size, dict(valid='last'))
+        right, kind, message = heard(here)
+        child.join(20)
+        assert right, f'{kind}: {message}'
+        assert str(tmp_path/file) in message and re.search('too large|No space', message) and '\n' not in message
+        assert not list(tmp_path.glob('.*'))
+        assert_whole(tmp_path)
+        assert epochs_done(tmp_path) == 2
     learn = fit(make(table, tmp_path, valid='last'))
     assert len(learn.recorder.iters) == 2
     assert_same_files(whole['last'], tmp_path)
@@ -301,20 +303,21 @@ def run_until_ctrl_c(connection, root, out, group):
     sys.exit(130)
 
 
-@pytest.mark.parametrize('group', [False, True])
-def test_ctrl_c_ends_the_run_and_its_workers(table, whole, tmp_path, group):
-    here, child = begin(run_until_ctrl_c, table.attrs['root'], tmp_path, group)
-    assert heard(here) == 'now'
-    workers = psutil.Process(child.pid).children(recursive=True)
-    assert len(workers) == 2
-    begun = time.monotonic()
-    (os.killpg if group else os.kill)(child.pid, signal.SIGINT)
-    assert heard(here) == 'interrupted' and heard(here) == 0
-    child.join(20)
-    assert child.exitcode == 130 and time.monotonic() - begun < 10
-    assert not any(w.is_running() for w in workers)
-    assert epochs_done(tmp_path) == 1
-    assert_whole(tmp_path)
+def test_ctrl_c_ends_the_run_and_its_workers(table, whole, tmp_path):
+    "Told to the process alone, then to its group, as a terminal does."
+    for group in (False, True):
+        here, child = begin(run_until_ctrl_c, table.attrs['root'], tmp_path, group)
+        assert heard(here) == 'now'
+        workers = psutil.Process(child.pid).children(recursive=True)
+        assert len(workers) == 2
+        begun = time.monotonic()
+        (os.killpg if group else os.kill)(child.pid, signal.SIGINT)
+        assert heard(here) == 'interrupted' and heard(here) == 0
+        child.join(20)
+        assert child.exitcode == 130 and time.monotonic() - begun < 10
+        assert not any(w.is_running() for w in workers)
+        assert epochs_done(tmp_path) == 1
+        assert_whole(tmp_path)
     learn = make(table, tmp_path)
     fit(learn)
     assert len(learn.recorder.iters) == 3
