@@ -10,15 +10,15 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'Batch', 'Ranks', 'Box', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'DataName', 'Net', 'Scratch', 'Recalls',
            'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Resume', 'Precision', 'Results', 'Undo', 'Set',
            'AnyRecalls', 'AnyPrecision', 'AnySeed', 'Log', 'Processes', 'GDConfig', 'Dim', 'Smoothing', 'Temperature',
-           'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'Share', 'RecipeGroup', 'about', 'one_line', 'main',
-           'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable', 'refuse_existing', 'watched',
-           'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices', 'read_data', 'pick_device',
-           'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor', 'pick_rows', 'origin',
-           'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run', 'print_leads', 'save_demo',
-           'demo', 'prepare', 'recipes', 'parse_settings', 'check_start', 'check_test_rows', 'logger_of',
-           'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score', 'recipe', 'cgd',
-           'fgic', 'classify', 'say_skipped', 'extract', 'name_files', 'print_rerank', 'evaluate', 'pick_array',
-           'show_answer', 'search']
+           'Margin', 'Accuracy', 'Output', 'SeedJSON', 'Rows', 'Share', 'Ablation', 'Measures', 'RecipeGroup', 'about',
+           'one_line', 'main', 'option', 'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable',
+           'refuse_existing', 'watched', 'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices',
+           'read_data', 'pick_device', 'check_descriptor_options', 'record_of', 'load_network', 'load_descriptor',
+           'pick_rows', 'origin', 'settings', 'print_recall', 'demo_learner', 'half_of_threads', 'demo_run',
+           'print_leads', 'save_demo', 'demo', 'prepare', 'recipes', 'parse_settings', 'check_start', 'check_test_rows',
+           'logger_of', 'is_one_of_several', 'one_of_several', 'in_processes', 'fit_and_log', 'train_and_score',
+           'recipe', 'cgd', 'fgic', 'classify', 'say_skipped', 'cfga_settings', 'extract', 'name_files', 'print_rerank',
+           'parse_measures', 'evaluate', 'pick_array', 'show_answer', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -136,8 +136,7 @@ Force = switch('--force', 'Overwrite results that are there.')
 
 # %% ../nbs/10_cli.ipynb #40e8276c
 Model = option(Path | None, 'Model: a file (.safetensors) of `fgir train` or `save_model`, or a checkpoint (.pth) '
-               'of seeds 000, 001 or Proxy-Anchor.', metavar='FILE',
-               default='none')
+               'of CFGA, CGD, PP, FGIC or Proxy-Anchor.', metavar='FILE', default='none')
 Backbone = option(str | None, 'Describe with the pooled map of this network instead: resnet50, bvlc_googlenet, any '
                   'name of timm, …', metavar='NAME', default='none')
 Weights = option(str | None, "Backbone's weights: a file, an address or a tag.", metavar='FILE',
@@ -300,13 +299,14 @@ def record_of(model: Path | None) -> dict:
     return read_record(model) if model and model.suffix == '.safetensors' else {}
 
 def load_network(
-    model: Path | None = None,  # a file of `save_model`, or a checkpoint of seeds 000, 001 or Proxy-Anchor
+    model: Path | None = None,  # a file of `save_model`, or a checkpoint of one of the programs
     backbone: str | None = None,  # or the name of a network, with …
     weights: str | None = None,  # … its weights, see `create_backbone`
 ) -> tuple['nn.Module', str, dict]:  # the network, a key of `SEED_MODELS`, and how its record says that images are cut
     "Load what describes: a trained model, or a backbone."
     from fgir.backbones import create_backbone, load_model
-    from fgir.cfga import SEED_MODELS, load_seed_model
+    from fgir.cfga import SEED_MODELS
+    from fgir.programs import load_seed_model
 
     if model is None: return create_backbone(backbone, weights=weights), 'pretrained', {}
     if model.suffix == '.safetensors': return load_model(model), 'margin', record_of(model)
@@ -319,6 +319,7 @@ def load_descriptor(
     pool: str | None = None,  # poolings of a backbone's map with commas; default S
     device: str | None = None,  # default the GPU if there is one
     arrays: str | None = None,  # 'cfga', or names of `Describe` with commas
+    **settings,  # of `Describe`
 ) -> tuple[Callable, dict]:  # a descriptor in evaluation mode, and how its images are cut
     "Load a trained model or a backbone and make a descriptor of it."
     check_descriptor_options(model, backbone, weights, pool, arrays)
@@ -327,7 +328,7 @@ def load_descriptor(
 
     device, (net, kind, record) = pick_device(device), load_network(model, backbone, weights)
     if arrays:
-        net = seed_descriptor(net, kind, None if arrays == 'cfga' else arrays.split(','))
+        net = seed_descriptor(net, kind, None if arrays == 'cfga' else arrays.split(','), **settings)
         record = record or dict(tfms=SEED_MODELS[kind]['tfms'])
     elif backbone: net = Pooled(net, (pool or 'S').split(','))
     elif not hasattr(net, 'backbone'): net = seed_descriptor(net, kind, ['pool_norm_joint'])
@@ -364,9 +365,10 @@ def settings(
 
 # %% ../nbs/10_cli.ipynb #c2a906ca
 def print_recall(results: 'pd.DataFrame'):  # from `evaluate`
-    "Print model, descriptor and Recall@K in percent, one row a line."
-    recalls = [c for c in results if c.startswith('R@')]
-    percent = (results.set_index(['model', 'descriptor'])[recalls]*100).reset_index()
+    "Print model, descriptor, Recall@K and other measures in percent, one row a line."
+    from fgir.evaluation import is_measure
+
+    percent = (results.set_index(['model', 'descriptor']).filter(filter(is_measure, results))*100).reset_index()
     print(percent.to_string(index=False, float_format='%.1f'))
 
 # %% ../nbs/10_cli.ipynb #4b2cb54f
@@ -748,22 +750,26 @@ def fgic(
 @app.command()
 def classify(
     images: argument(list[Path], 'IMAGE...', 'Photographs.'),
-    model: option(Path, 'A classifier: a file (.safetensors) of `fgir train fgic`.', metavar='FILE'),
+    model: option(Path, 'A classifier: a file (.safetensors) of `fgir train fgic`, or max_acc.pth of FGIC.', metavar='FILE'),
+    classes: option(Path | None, 'Folder with one folder a class, which name the classes of max_acc.pth.', metavar='FOLDER',
+                    default='they are numbered') = None,
     k: option(int, 'Classes to name.', '-k', '--k', min=1, metavar='N') = 5,
     box: Box = None,
     as_json: switch('--json', 'Print JSON.', 'a table') = False,
 ):
     "Name the likeliest classes of photographs."
     from fgir.classify import classify_image
+    from fgir.programs import open_classifier
 
-    answers = {str(image): classify_image(model, image, k=k, box=box).reset_index() for image in images}
+    net, how = open_classifier(model, classes)
+    answers = {str(image): classify_image(net, image, k=k, box=box, **how).reset_index() for image in images}
     if as_json: print(json.dumps({image: answer.to_dict('records') for image, answer in answers.items()}))
     else:
         for image, answer in answers.items(): print(f"{image}\n{answer.to_string(index=False, float_format='%.4f')}")
 
 # %% ../nbs/10_cli.ipynb #ef941df7
 Output = option(Path, 'File to write (.safetensors).', metavar='FILE')
-SeedJSON = option(Path | None, 'Also write the arrays as the JSON files of seed 001.', '--seed-json', metavar='FOLDER',
+SeedJSON = option(Path | None, 'Also write the arrays as the JSON files of CFGA.', '--seed-json', metavar='FOLDER',
                   default='none')
 Rows = option(str, 'Rows to describe: test (also query and gallery), train, valid, … or all.', metavar='NAME')
 Share = option(str | None, 'Describe one share, counted from 0: 3/8 is the fourth of eight.', metavar='I/N', default='by rank')
@@ -775,6 +781,20 @@ def say_skipped(features: 'Features', lines: int = 10):
     for path, error in list(skipped.items())[:lines]: print(f'{path}: {error}', file=sys.stderr)
     if len(skipped) > lines: print(f'… and {len(skipped) - lines} more, see the record', file=sys.stderr)
 
+# %% ../nbs/10_cli.ipynb #22247c35
+Ablation = option(list[str], 'A setting of --descriptor: select=false (CFGA without equation 5), direction=out (equation 6), '
+                  'lcc=false, joint_norm=true, loss=squared, …', '--set', metavar='NAME=VALUE', default='none')
+
+def cfga_settings(texts: Iterable[str]) -> dict:
+    "Read settings of `Describe`: NAME=VALUE, the value in JSON or as plain text."
+    found = {}
+    for text in texts:
+        name, is_set, value = text.partition('=')
+        if not (name and is_set): raise ValueError(f'--set: expected NAME=VALUE, found {text!r}')
+        try: found[name] = json.loads(value)
+        except ValueError: found[name] = value
+    return found
+
 # %% ../nbs/10_cli.ipynb #363d16c8
 @app.command()
 def extract(
@@ -782,22 +802,23 @@ def extract(
     pool: Pool = None, descriptor: Descriptor = None, data: Data = 'auto', split: Split = None, level: Level = None,
     rows: Rows = 'test', crop: Crop = False, size: Size = None, tfms: Transform = None, batch_size: Batch = None,
     workers: Workers = None, processes: Processes = 1, shard: Share = None, device: Device = None,
-    seed_json: SeedJSON = None, skip_bad: SkipBad = False, force: Force = False,
+    cfga: Ablation = (), seed_json: SeedJSON = None, skip_bad: SkipBad = False, force: Force = False,
 ):
     "Describe images by a trained model or by a backbone. A run that was interrupted goes on where it stopped."
     check_descriptor_options(model, backbone, weights, pool, descriptor)
     refuse_existing([out], force)
+    if cfga and not descriptor: raise ValueError('--set: settings of --descriptor, give that too')
     if seed_json and not descriptor: raise ValueError('--seed-json: give --descriptor too')
     if seed_json and rows != 'test': raise ValueError('--seed-json: the files of seed 001 hold test images only')
     if seed_json and (shard or processes > 1): raise ValueError('--seed-json: describe in one process')
     if shard and processes > 1: raise ValueError('--shard: a share that is named is described by one process')
-    from fgir.cfga import seed_file, write_seed_json
     from fgir.features import Features
+    from fgir.programs import seed_file, write_seed_json
     from fgir.shards import extract_all
 
     if in_processes(processes, ctx.obj): return print(f'{out}: {Features.load(out)}')
     table = pick_rows(read_data(root, data, split=split, level=level), rows)
-    describe, record = load_descriptor(model, backbone, weights, pool, device, descriptor)
+    describe, record = load_descriptor(model, backbone, weights, pool, device, descriptor, **cfga_settings(cfga))
     files = [seed_json/seed_file(name) for name in describe.what] if seed_json else []
     if len(set(files)) < len(files): raise ValueError('--seed-json: embedding and pool_norm_joint have one file name')
     refuse_existing(files, force)
@@ -826,31 +847,47 @@ def print_rerank(features: dict[str, 'Features'], methods: list[str], ks: list[i
         found[measures] *= 100
         print(f'\n{model}, {array}, first {max(100, ks[-1])} answers\n{found.round(1).to_string()}')
 
+# %% ../nbs/10_cli.ipynb #df4aba82
+Measures = option(str | None, 'More measures with commas: mAP@K, mAP@K/hits (as CFGA counts), P@K, each with a number for K, '
+                  'MAP@R, R-precision, MRR.', metavar='NAMES', default='none')
+
+def parse_measures(text: str | None) -> list[str]:
+    "Read names of measures; ValueError for one that is unknown."
+    from fgir.metrics import measure
+
+    names = [name.strip() for name in text.split(',')] if text else []
+    for name in names:
+        try: measure(name)
+        except ValueError as e: raise ValueError(f'--measures: {e}') from None
+    return names
+
 # %% ../nbs/10_cli.ipynb #a13b09c2
 @app.command()
 def evaluate(
-    files: argument(list[Path], 'FEATURES...', 'Files of `fgir extract` or `fgir train`.'),
+    files: argument(list[Path], 'FEATURES...', 'Files of `fgir extract` or `fgir train`; JSON files of CFGA, or a folder of '
+                    'them; data bases (.pth) of CGD or PP.'),
     ks: Ranks = '1,2,4,8',
+    measures: Measures = None,
     report: option(Path | None, 'Write a page with tables, curves, searches.', metavar='HTML', default='none') = None,
     csv: option(Path | None, 'Write the table, recall as fractions of 1.', metavar='CSV', default='none') = None,
     rerank: option(str | None, 'Methods to compare: aqe, dba, kr, diffusion, with commas.', metavar='NAMES', default='none') = None,
     force: Force = False,
 ):
-    "Recall@K of described images, in percent."
-    ranks = parse_ranks(ks)
+    "Recall@K of described images, in percent, and other measures."
+    ranks, more = parse_ranks(ks), parse_measures(measures)
     refuse_existing([p for p in (report, csv) if p], force)
     from fgir.data import write_atomic
     from fgir.evaluation import evaluate as evaluate_features
     from fgir.evaluation import report as write_report
-    from fgir.features import Features
+    from fgir.programs import read_features
     from fgir.published import known_numbers
 
-    features = {name: Features.load(file) for name, file in name_files(files).items()}
-    results = evaluate_features(features, ranks)
+    features = {name: read_features(file) for name, file in name_files(files).items()}
+    results = evaluate_features(features, ranks, measures=more)
     print_recall(results)
     if csv:
         with write_atomic(csv) as tmp: results.to_csv(tmp, index=False)
-    again = shlex.join(['fgir', 'evaluate', *map(str, files), '--ks', ks])
+    again = shlex.join(['fgir', 'evaluate', *map(str, files), '--ks', ks, *(['--measures', measures] if measures else [])])
     if report:
         known = known_numbers(results)
         write_report(results, report, 'Recall@K', features, command=again, published=known, force=force)
