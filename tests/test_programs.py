@@ -1,11 +1,14 @@
 """What a user of one of the five source programs has on disk: data sets, checkpoints, features; read here, and told apart."""
 import json
+import re
+from pathlib import Path
 
 import miniature
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from timm.optim import AdamP
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import get_model
@@ -495,3 +498,31 @@ def test_evaluate_takes_the_files_of_every_program(tmp_path, capsys):
     (tmp_path/'x.json').write_text('{}')
     assert main(['evaluate', str(tmp_path/'x.json')]) == 1
     assert 'x.json: no features of CFGA' in capsys.readouterr().err
+
+
+def test_adamp_steps_as_its_authors_code():
+    "Three steps with a constant gradient, as AdamP 0.3 takes them: the projection acts in the first two."
+    p = nn.Parameter(torch.tensor([[1., 2], [3, 4]], dtype=torch.float64))
+    optimizer = AdamP([p], lr=.1)
+    for want in ([[.8800000010, 2.0600000000], [2.8880000004, 4.0839999998]],
+                 [[.7593064986, 2.1115583899], [2.7741946322, 4.1644774494]],
+                 [[.6593064991, 2.2115583889], [2.6741946324, 4.2644774490]]):
+        p.grad = torch.tensor([[2., -1], [4, -3]], dtype=torch.float64)
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), torch.tensor(want, dtype=torch.float64), atol=2e-9, rtol=0)
+
+
+def test_every_test_that_the_page_names_is_there():
+    "The table of the programs says of each row how it was checked."
+    here = Path(__file__).parent
+    there = {f.stem: set(re.findall(r'^def (test_\w+)', f.read_text(), re.M)) for f in here.glob('test_*.py')}
+    cells = json.loads((here.parent/'nbs/tutorials/programs.ipynb').read_text())['cells']
+    rows = [row.split(' | ') for c in cells for row in ''.join(c['source']).splitlines() if row.startswith('|')]
+    named = [re.findall(r'`(test_[\w:]+)`', row[2]) for row in rows if len(row) == 4]
+    assert sum(map(bool, named)) > 60
+    for names in named:
+        file = None
+        for name in names:
+            if name in there: continue
+            file = name.split('::')[0] if '::' in name else file
+            assert name.split('::')[-1] in there.get(file, ()), name
