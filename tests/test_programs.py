@@ -1,25 +1,29 @@
 """What a user of one of the five source programs has on disk: data sets, checkpoints, features; read here, and told apart."""
 import json
+import re
+from pathlib import Path
 
 import miniature
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from timm.optim import AdamP
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import get_model
 
 from fgir.backbones import BNInception, create_backbone, load_model, save_model
-from fgir.cfga import SEED_MODELS
-from fgir.cli import detect_layout, read_data
+from fgir.cfga import CFGA, SEED_MODELS
+from fgir.classify import classify_image
+from fgir.cli import detect_layout, main, read_data
 from fgir.data import make_table
 from fgir.features import Features, evaluate_recall, save_retrieval_pictures
 from fgir.formats import READERS, prepare, write_cfga_json
 from fgir.programs import (
     _backbone_name,
     load_seed_model,
-    name_by_folders,
+    open_classifier,
     read_features,
     write_seed_json,
 )
@@ -76,16 +80,21 @@ class PPProgram(nn.Module):
 
 
 def trained(net: nn.Module) -> nn.Module:
-    "A network in evaluation mode whose every number is its own."
+    "A network in evaluation mode whose every number is its own, with the statistics of what passes through."
     torch.manual_seed(3)
     for name, t in net.state_dict().items():
-        if t.is_floating_point() and t.ndim == 1: t.uniform_(.5, 1.5) if 'bias' not in name else t.normal_(0, .1)
+        if t.is_floating_point() and t.ndim == 1: t.normal_(0, .1) if name.endswith(('bias', 'mean')) else t.uniform_(.5, 1.5)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d): m.momentum = 1.
+    with torch.no_grad(): net.train()(torch.randn(4, 3, 64, 64))
     return net.eval()
 
 
 def same_answers(ours: nn.Module, theirs: nn.Module):
     x = torch.randn(2, 3, 64, 64)
-    with torch.no_grad(): torch.testing.assert_close(ours(x), theirs(x), atol=2e-6, rtol=1e-4)
+    with torch.no_grad(): want, found = theirs(x), ours(x)
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-4)
+    assert (want[0] - want[1]).norm() > 1e-3
 
 
 @pytest.mark.parametrize('config, named', [('SG', True), ('M', True), ('GS', False), ('SMG', False)])
@@ -122,6 +131,7 @@ def test_checkpoints_of_pp(tmp_path, name):
     theirs = trained(PPProgram(maps_of, width))
     torch.save(theirs.state_dict(), tmp_path/'car_x_proxy_anchor_32_20_model.pth')
     net, kind = load_seed_model(tmp_path/'car_x_proxy_anchor_32_20_model.pth')
+    assert net.trained_crop is False
     assert kind == 'pp' and SEED_MODELS[kind]['tfms'] == 'proxy_anchor' and net.backbone.name == name
     assert net.config['dropout'] == (.2 if name == 'googlenet' else 0)
     same_answers(net, theirs)
@@ -139,17 +149,28 @@ def test_checkpoints_of_fgic(tmp_path, capsys):
     net, kind = load_seed_model(tmp_path/'max_acc.pth')
     assert kind == 'fgic' and net.vocab == ['class 0', 'class 1', 'class 2', 'class 3']
     same_answers(net, theirs)
-    name_by_folders(net, root)
-    assert net.vocab == sorted(d.name for d in root.iterdir())
+    named, how = open_classifier(tmp_path/'max_acc.pth', root)
+    names = sorted(d.name for d in root.iterdir())
+    assert named.vocab == names and how == dict(size=448, tfms='fgic')
+    photo = root/'ash'/'as0.png'
+    want = classify_image(named, photo, k=4, **how)
+    assert main(['classify', str(photo), '--model', str(tmp_path/'max_acc.pth'), '--classes', str(root), '-k', '4']) == 0
+    assert [line.split()[1:-1] for line in capsys.readouterr().out.splitlines()[2:]] == [name.split() for name in want['name']]
     (root/'.DS_Store').touch()
-    with pytest.raises(ValueError, match='5 classes'): name_by_folders(load_classes(5), root/'ash')
-    name_by_folders(five := load_classes(5), root)
-    assert five.vocab == [*net.vocab, 'class 4']
+    assert open_classifier(tmp_path/'max_acc.pth', root)[0].vocab == names
 
 
-def load_classes(n: int):
-    from fgir.classify import Classifier
-    return Classifier(create_backbone('test_resnet', pretrained=False), n)
+def test_a_stray_file_among_the_class_folders_is_a_class(tmp_path):
+    "As the program counts; a folder of another number of classes is refused, and so is a model of another kind."
+    root = miniature.folder(tmp_path/'train')
+    torch.save(get_model('resnet18', num_classes=5).state_dict(), tmp_path/'max_acc.pth')
+    with pytest.raises(ValueError, match='4 class folders, the model has 5'): open_classifier(tmp_path/'max_acc.pth', root)
+    (root/'.DS_Store').touch()
+    names = sorted(d.name for d in root.iterdir() if d.is_dir())
+    assert open_classifier(tmp_path/'max_acc.pth', root)[0].vocab == [*names, 'class 4']
+    torch.save(CGDProgram(get_model('resnet18')).state_dict(), tmp_path/'x_SG_model.pth')
+    with pytest.raises(ValueError, match='x_SG_model.pth: no classifier'): open_classifier(tmp_path/'x_SG_model.pth')
+    with pytest.raises(ValueError, match='names of its own'): open_classifier(tmp_path/'a.safetensors', root)
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext50_32x4d', 'googlenet',
@@ -272,7 +293,7 @@ def test_features_of_cfga_of_both_splits_and_other_names(tmp_path):
     ('{"train": [], "test": [[1, 2], [3]]}', 'all of one length'), ('{"train": [], "test": []}', 'finite numbers'),
     ('{"train": [], "test": [[NaN]]}', 'finite numbers'), ('[1]', 'no features of CFGA'), ('{"train"', 'line 1'),
     ('{"train": [], "test": [[1, 2]]}', '1 vectors of split test, but 12 entries'),
-    ('{"train": 3, "test": [[1]]}', 'rows of numbers')])
+    ('{"train": 3, "test": [[1]]}', 'rows of finite numbers')])
 def test_broken_features_of_cfga_are_named(tmp_path, text, said):
     _, files = write_program_files(tmp_path)
     files[0].write_text(text)
@@ -363,3 +384,145 @@ def test_pictures_of_a_data_base_are_those_of_test_py(tmp_path):
         folder = save_retrieval_pictures(features, 5, tmp_path/metric, k=8, metric=metric)
         want = {'query_img.jpg', *(f'retrieval_img_{i}_{s:.4f}.jpg' for i, s in enumerate(top.values.tolist(), 1))}
         assert {f.name for f in folder.iterdir()} == want
+
+
+@pytest.fixture(scope='module')
+def birds(tmp_path_factory):
+    return miniature.cub(tmp_path_factory.mktemp('birds'))
+
+
+def recall_columns(text: str) -> list[str]:
+    return next(line for line in text.splitlines() if 'R@1' in line).split()
+
+
+def test_every_program_describes_by_model(tmp_path, birds, capsys):
+    "fgir extract takes the checkpoint of each program as it lies on disk, and cuts images as the program does."
+    states = {'car_cropped_resnet50_SG_48_0.1_0.5_0.1_128_model.pth': (CGDProgram(get_model('resnet18'), 'SG', 48), 48),
+              'resnet18-f37072fd.pth': (get_model('resnet18'), 1024)}
+    for name, (theirs, dim) in states.items():
+        torch.save(trained(theirs).state_dict(), tmp_path/name)
+        out = tmp_path/f'{name}.safetensors'
+        assert main(['extract', str(birds), '--model', str(tmp_path/name), '--out', str(out)]) == 0
+        features = read_features(out)
+        x, kind = features[features.names[0]], load_seed_model(tmp_path/name)[1]
+        assert x.shape == (4, dim) and np.allclose(np.linalg.norm(x, axis=1), 1)
+        assert features.record['tfms'] == SEED_MODELS[kind]['tfms']
+    assert load_seed_model(tmp_path/next(iter(states)))[0].trained_crop is True
+
+
+ABLATIONS = dict(whole=[], eq5=['select=false'], other=['direction=out', 'loss=squared', 'lcc=false'])
+
+
+def by_hand(net: nn.Module, image: torch.Tensor, eq5: bool, eq6: bool) -> np.ndarray:
+    "CFGA of layer4.1.conv2 of one image by a whole backward pass and numpy: without equation 5, or by rows as in equation 6."
+    maps = nn.Sequential(*list(net.children())[:-2])(image)[0]
+    total = maps.sum(0)
+    masked, n = maps*(total > total.mean()), (total > total.mean()).sum()
+    net.zero_grad()
+    (masked.sum((1, 2))/n).sum().add(masked.amax((1, 2)).sum()).backward()
+    grad = net.layer4[1].conv2.weight.grad.double().numpy().reshape(512, 512, 9)
+    a = grad.max(2) - grad.min(2) + grad.std(2, ddof=1)
+    if not eq5: a = a*((a > a.mean(0)) & (a > a.mean(1, keepdims=True)))
+    v = a.mean(1 if eq6 else 0)
+    return v/np.linalg.norm(v)
+
+
+@pytest.mark.parametrize('eq5, eq6', [(False, False), (True, False), (False, True), (True, True)])
+def test_ablations_of_cfga(eq5, eq6):
+    "select=False leaves out equation 5, direction='out' is equation 6, against numpy."
+    net, x = trained(get_model('resnet18')), torch.randn(2, 3, 96, 96)
+    found = CFGA(net, ['layer4.1.conv2'], select=not eq5, direction='out' if eq6 else 'in', lcc=False, plus=())(x)
+    for i in range(2):
+        want = torch.from_numpy(by_hand(net, x[i:i + 1], eq5, eq6)).float()
+        assert F.cosine_similarity(found['layer4.1.conv2'][i], want, 0) > 1 - 1e-5
+
+
+def test_ablations_by_command(tmp_path, birds, capsys):
+    "--set changes CFGA; a wrong word is refused in a line."
+    torch.save(trained(get_model('resnet18')).state_dict(), tmp_path/'r.pth')
+    words = ['extract', str(birds), '--model', str(tmp_path/'r.pth'), '--descriptor', 'layer4.1.conv2', '--out']
+    found = {}
+    for name, more in ABLATIONS.items():
+        assert main([*words, str(tmp_path/f'{name}.safetensors'), *(w for s in more for w in ('--set', s))]) == 0
+        features = read_features(tmp_path/f'{name}.safetensors')
+        found[name] = features['layer4.1.conv2']
+        for s in more: assert str(features.record['config'][s.split('=')[0]]).lower() == s.split('=')[1]
+    assert len({x.tobytes() for x in found.values()}) == 3
+    capsys.readouterr()
+    for wrong, said in (('x=1', "CFGA has no setting 'x'"), ('select=no', "select 'no': neither true nor false"),
+                        ('loss=[1]', 'loss [1]: not one of'), ('select', 'NAME=VALUE')):
+        assert main([*words, str(tmp_path/'w.safetensors'), '--set', wrong]) == 1
+        error = capsys.readouterr().err
+        assert said in error and len(error.splitlines()) == 1
+    assert main([*words[:4], '--out', str(tmp_path/'w.safetensors'), '--set', 'lcc=false']) == 1
+    assert '--set: settings of --descriptor' in capsys.readouterr().err
+
+
+def oracle_map(x: np.ndarray, labels: np.ndarray, k: int) -> float:
+    "mAP@K as CFGA's compute_map_test_BATCH counts it: the neighbors without the first, divided by the hits found."
+    d = ((x[:, None] - x[None])**2).sum(-1)
+    values = []
+    for i, row in enumerate(d):
+        right = labels[[j for j in np.argsort(row, kind='stable') if j != i][:k]] == labels[i]
+        ranks = np.flatnonzero(right) + 1
+        values.append(np.mean([(n + 1)/r for n, r in enumerate(ranks)]) if len(ranks) else 0)
+    return float(np.mean(values))
+
+
+def test_measures_of_the_programs_by_command(tmp_path, capsys):
+    "R@K, CFGA's mAP@K, precision and MAP@R stand in the table, the CSV and the report, for files of any program."
+    _, base = data_base(tmp_path)
+    features = read_features(base)
+    x, labels = features['embedding'].astype(float), features.table['label'].to_numpy()
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    asked = ['mAP@5/hits', 'mAP@5', 'MAP@R', 'P@3', 'R-precision', 'R@3']
+    words = ['evaluate', str(base), '--measures', ', '.join(asked), '--csv', str(tmp_path/'t.csv')]
+    assert main([*words, '--report', str(tmp_path/'t.html')]) == 0
+    out, row = capsys.readouterr().out, pd.read_csv(tmp_path/'t.csv').iloc[0]
+    assert recall_columns(out) == ['model', 'descriptor', 'R@1', 'R@2', 'R@4', 'R@8', *asked]
+    assert row['mAP@5/hits'] == pytest.approx(oracle_map(x, labels, 5)) and f'{100*row["mAP@5/hits"]:.1f}' in out
+    page = (tmp_path/'t.html').read_text()
+    assert all(name in page for name in asked) and '--measures' in page
+    for wrong in ('mAP', 'R@0', 'nmi'):
+        assert main(['evaluate', str(base), '--measures', wrong]) == 1
+        assert f"--measures: measure '{wrong}'" in capsys.readouterr().err
+
+
+def test_evaluate_takes_the_files_of_every_program(tmp_path, capsys):
+    "A folder of CFGA's, and a data base, in one table; what is no features is refused in a line."
+    _, files = write_program_files(tmp_path)
+    _, base = data_base(tmp_path)
+    assert main(['evaluate', str(files[0].parent), str(base), '--ks', '1,2,4,8,16,32']) == 0
+    out = capsys.readouterr().out
+    assert out.count('resnet50-19c8e357_pth') == len(NAMES) and 'embedding' in out.splitlines()[-1]
+    (tmp_path/'x.json').write_text('{}')
+    assert main(['evaluate', str(tmp_path/'x.json')]) == 1
+    assert 'x.json: no features of CFGA' in capsys.readouterr().err
+
+
+def test_adamp_steps_as_its_authors_code():
+    "Three steps with a constant gradient, as AdamP 0.3 takes them: the projection acts in the first two."
+    p = nn.Parameter(torch.tensor([[1., 2], [3, 4]], dtype=torch.float64))
+    optimizer = AdamP([p], lr=.1)
+    for want in ([[.8800000010, 2.0600000000], [2.8880000004, 4.0839999998]],
+                 [[.7593064986, 2.1115583899], [2.7741946322, 4.1644774494]],
+                 [[.6593064991, 2.2115583889], [2.6741946324, 4.2644774490]]):
+        p.grad = torch.tensor([[2., -1], [4, -3]], dtype=torch.float64)
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), torch.tensor(want, dtype=torch.float64), atol=2e-9, rtol=0)
+
+
+def test_every_test_that_the_page_names_is_there():
+    "The table of the programs says of each row how it was checked."
+    here = Path(__file__).parent
+    there = {f.stem: set(re.findall(r'^def (test_\w+)', f.read_text(), re.M)) for f in here.glob('test_*.py')}
+    cells = json.loads((here.parent/'nbs/tutorials/programs.ipynb').read_text())['cells']
+    rows = [row.split(' | ') for c in cells for row in ''.join(c['source']).splitlines() if row.startswith('|')]
+    named = [re.findall(r'`(test_[\w:]+)`', row[2]) for row in rows if len(row) == 4]
+    assert sum(map(bool, named)) > 60
+    for names in named:
+        file = None
+        for name in names:
+            if name in there: continue
+            file = name.split('::')[0] if '::' in name else file
+            assert name.split('::')[-1] in there.get(file, ()), name
