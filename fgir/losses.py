@@ -104,7 +104,7 @@ def _log1p_sum_exp(a: Tensor, keep: Tensor, dim: int) -> Tensor:
 
 # %% ../nbs/02_losses.ipynb #88da689d
 class MultiSimilarityLoss(nn.Module):
-    "Pull and push the mined pairs of a batch, the harder the more (seed 001, Wang et al. 2019)."
+    "Pull and push the mined pairs of a batch, the harder the more (seed 000, Wang et al. 2019)."
     def __init__(
         self,
         alpha: float = 2,  # sharpness of the pull on positives, above 0
@@ -429,7 +429,7 @@ class _MarginLoss(ProxyLoss):
 
 # %% ../nbs/02_losses.ipynb #f1ae42d3
 class CosFaceLoss(_MarginLoss):
-    "Normalized softmax with a margin off the own cosine (seed 001, Wang et al. 2018); embeddings not normalized again."
+    "Normalized softmax with a margin off the own cosine (seed 000, Wang et al. 2018); embeddings not normalized again."
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
@@ -445,7 +445,7 @@ class CosFaceLoss(_MarginLoss):
 
 # %% ../nbs/02_losses.ipynb #3c525700
 class ArcFaceLoss(_MarginLoss):
-    "Normalized softmax with a margin on the own angle (seed 001, Deng et al. 2019); embeddings not normalized again."
+    "Normalized softmax with a margin on the own angle (seed 000, Deng et al. 2019); embeddings not normalized again."
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
@@ -462,7 +462,7 @@ class ArcFaceLoss(_MarginLoss):
 
 # %% ../nbs/02_losses.ipynb #c7f02680
 class DGPCRLoss(ProxyLoss):
-    "Cross-entropy that turns around where a row is sure, with decorrelated centers (seed 001, the DGPCRL of its table)."
+    "Cross-entropy that turns around where a row is sure, with decorrelated centers (seed 000; DGPCRL in the tables of seed 001)."
     shown = ("scale", "flip", "decorrelation")
     def __init__(
         self,

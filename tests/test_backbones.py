@@ -357,6 +357,15 @@ def test_gem_gradient_where_it_is_smooth():
 
 
 @pytest.mark.parametrize('name', POOLS)
+def test_poolings_of_float16_maps_do_not_overflow(name):
+    x = torch.full((2, 3, 7, 7), 500.).half().requires_grad_()
+    out = create_pool(name)(x)
+    assert out.dtype == torch.float16 and out.isfinite().all()
+    out.float().sum().backward()
+    assert x.grad.isfinite().all() and torch.allclose(create_pool(name)(x.float()), out.float(), rtol=1e-3)
+
+
+@pytest.mark.parametrize('name', POOLS)
 def test_an_empty_map_trains_without_nan(name):
     net = RetrievalNet(random_net(), pool=name, dim=8)
     for p in net.backbone.layer4.parameters(): p.data.zero_()
