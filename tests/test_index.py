@@ -1,5 +1,6 @@
 "The index: agreement with the exact search, refusals, photographs, galleries that change, files, databases, pictures."
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,18 @@ from torch import nn
 import fgir.index
 from fgir.data import BadImage, image_path, make_table
 from fgir.features import ColorHistogram, Features, extract
-from fgir.index import KINDS, Index, photo_table, show_search, unit_rows
+from fgir.index import (
+    KINDS,
+    RANGES,
+    FaissStore,
+    Index,
+    complete_settings,
+    milvus_client,
+    new_milvus_store,
+    photo_table,
+    show_search,
+    unit_rows,
+)
 from fgir.search import neighbours
 from fgir.synth import synth_dataset
 
@@ -223,6 +235,185 @@ def test_filters_keep_what_they_say(tmp_path, kind, monkeypatch):
     with pytest.raises(ValueError, match='no column'): index.search(features['x'][0], 5, filter={'label >= 0 or label': 1})
 
 
+def in_order(kind, n=2000, d=16):
+    "Features in 20 clusters one after the other, or in order of one direction."
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(n, d)).astype(np.float32)
+    if kind == 'clustered': x = 3*rng.normal(size=(20, d)).repeat(n//20, 0) + x
+    else: x = x[x[:, 0].argsort()]
+    table = make_table([f'{i}.jpg' for i in range(n)], np.arange(n)*20//n, np.arange(n)*20//n, 'test', '/photos', 'many')
+    return Features({'x': x.astype(np.float32)}, table, {})
+
+
+def found_of(index, q, rows, x, filter=None):
+    "The share of the true ten nearest among some rows that is found; every query must get ten."
+    near = neighbours(q, x[rows], 10)[1]
+    found = index.search(q, 10, filter)
+    assert (np.bincount(found['query'], minlength=len(q)) == 10).all() and (found['rank'].max() == 10)
+    paths = found['path'].to_numpy().reshape(-1, 10).tolist()
+    return np.mean([len(set(p) & {f'{rows[i]}.jpg' for i in n}) for p, n in zip(paths, near.tolist(), strict=True)])/10
+
+
+@pytest.mark.parametrize('data', ['clustered', 'even'])
+@pytest.mark.parametrize('kind', [*KINDS, 'milvus'])
+def test_what_a_filter_or_a_removal_leaves_is_found(tmp_path, kind, data, monkeypatch):
+    """Half of the clusters, or of a direction, may be found; queries come from there and from the other half. The engines
+    search themselves, as they do where more than `FEW` rows are left."""
+    monkeypatch.setattr(fgir.index, 'FEW', 0)
+    features = in_order(data)
+    x, index = features['x'], both(kind, features, tmp_path)
+    least = dict(hnsw=.95, ivfpq=.9).get(kind, 1)
+    for labels in (range(1), range(10), range(19)):
+        rows = np.flatnonzero(features.table['label'].isin(labels))
+        for q in (x[rows[::50]], x[len(rows)::50]):
+            assert found_of(index, q, rows, x, dict(label=list(labels))) >= least, labels
+    index.remove([f'{i}.jpg' for i in range(1000, 2000)])
+    for q in (x[:1000:50], x[1000::50]): assert found_of(index, q, np.arange(1000), x) >= least
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('data', ['clustered', 'even'])
+def test_what_was_added_is_found(kind, data):
+    "A gallery of the first tenth, to which the rest is added, of other clusters."
+    features = in_order(data)
+    index = Index.build(features.select(range(300)), kind=kind, **SMALL[kind])
+    for rows in np.array_split(np.arange(300, 2000), 10): index.add(features.select(rows))
+    assert found_of(index, features['x'][::50], np.arange(2000), features['x']) >= dict(flat=1, hnsw=.95, ivfpq=.9)[kind]
+
+
+def test_ivfpq_learns_again_when_much_was_added(tmp_path, monkeypatch):
+    "Until then, also in a file, what it has not learned is compared one by one."
+    monkeypatch.setattr(fgir.index, 'FEW', 500)
+    features = in_order('clustered')
+    x, index = features['x'], Index.build(features.select(range(300)), kind='ivfpq', **SMALL['ivfpq'])
+    for end, known in ((600, 300), (800, 300), (850, 850), (1300, 850)):
+        index.add(features.select(range(len(index), end)))
+        index = again(index, tmp_path)
+        assert index.store.engine.ntotal == known
+        assert found_of(index, x[:end:20], np.arange(end), x) >= .9
+    index.update(features.select(range(200)))
+    assert len(index) == 1300 and found_of(index, x[:1300:20], np.arange(1300), x) >= .9
+
+
+def test_an_engine_of_other_rows_is_refused():
+    store = Index.build(many(300), kind='hnsw').store
+    for kind, features in (('hnsw', many(299)), ('hnsw', many(300, d=8)), ('ivfpq', many(300)), ('flat', many(300))):
+        words = f'engine: it is not one of {kind} over'
+        with pytest.raises(ValueError, match=words): FaissStore(features, 'x', kind, {}, store.engine)
+
+
+def test_few_rows_are_compared_one_by_one(monkeypatch):
+    "Exactly, by the engine's own rows or, for IVF-PQ, in blocks of the features."
+    features = in_order('even')
+    monkeypatch.setattr(fgir.index, 'BLOCK', 70)
+    for kind in ('hnsw', 'ivfpq'):
+        index = Index.build(features, kind=kind, **SMALL[kind])
+        monkeypatch.setattr(type(index.store), '_walked', None)
+        monkeypatch.setattr(type(index.store), '_decoded', None)
+        assert found_of(index, features['x'][::50], np.arange(1900), features['x'], dict(label=list(range(19)))) == 1
+        monkeypatch.undo()
+        monkeypatch.setattr(fgir.index, 'BLOCK', 70)
+
+
+@pytest.mark.parametrize('kind', ['hnsw', 'ivfpq'])
+def test_copies_of_one_image_do_not_hide_the_others(kind):
+    "A graph of equal rows falls into pieces; whoever asks for all images gets all."
+    features = in_order('even', 1000)
+    features['x'][100:900] = features['x'][0]
+    index = Index.build(features, kind=kind, **SMALL[kind])
+    for k in (10, 500, 1000): assert len(set(index.search(features['x'][950], k)['row'])) == k
+
+
+# empty galleries
+
+@pytest.mark.parametrize('kind', [*KINDS, 'milvus'])
+@pytest.mark.parametrize('kept', ['in memory', 'in a file'])
+def test_an_empty_gallery_is_a_gallery(tmp_path, kind, kept):
+    index = both(kind, many(300), tmp_path)
+    index.remove([f'{i}.jpg' for i in range(300)])
+    if kept == 'in a file': index = again(index, tmp_path)
+    assert len(index) == index.info()['images'] == 0 and not index.store.classes() and '0 images' in repr(index)
+    for k in (1, 8): assert not len(index.search(many(3)['x'], k))
+    assert {'query', 'rank', 'score', 'path'} <= set(index.search(many(3)['x']))
+    with pytest.raises(ValueError, match='k: expected 1'): index.search(many(3)['x'], 0)
+    with pytest.raises(ValueError, match='filter: no image of the gallery'): index.search(many(3)['x'], 2, dict(label=3))
+    with pytest.raises(ValueError, match='3.jpg is not in the gallery'): index.remove('3.jpg')
+    with pytest.raises(ValueError, match='the gallery is empty'): index.store.sample()
+    index.add(many(30, first=300))
+    if kept == 'in a file': index = again(index, tmp_path)
+    found = index.search(many(30, first=300)['x'], 3)
+    assert found['path'][::3].tolist() == [f'{i}.jpg' for i in range(300, 330)] and len(index) == 30
+    assert found['label'].dtype.kind == 'i' and found['rank'].tolist() == [1, 2, 3]*30
+
+
+def again(index, where):
+    "A gallery, written and opened."
+    if not hasattr(index.store, 'engine'): return Index.connect(str(where/'g.db'))
+    return Index.load(index.save(where/'g.safetensors', force=True))
+
+
+def test_a_photograph_asks_an_empty_gallery(fish, features):
+    index = Index.build(features)
+    index.remove(fish['path'].tolist())
+    assert not len(index.search_image(image_path(fish, 3), Net(), k=3))
+    index.add(features.select([3, 4]))
+    assert index.search_image(image_path(fish, 3), Net(), k=3 - 1)['path'].tolist() == [fish['path'][4]]
+
+
+# settings
+
+WRONG = dict(below=0, negative=-5, above=2**21, huge=2**40, float=3., bool=True, text='8', none=None, list=[8])
+
+
+@pytest.mark.parametrize('kind, name', [(kind, name) for kind in KINDS for name in KINDS[kind]])
+def test_a_setting_out_of_range_is_refused_wherever_it_comes_from(tmp_path, kind, name):
+    "Built, read from a file, or for a server: one line that names the engine, the setting, its range and what was found."
+    low, high = RANGES[name]
+    path = Index.build(many(300), kind=kind, **SMALL[kind]).save(tmp_path/'g.safetensors')
+    store = Index.load(path).store
+    for value in WRONG.values():
+        if value is None and KINDS[kind][name] is None: continue
+        words = re.escape(f'{kind}: {name}: expected a whole number from {low} to {high}, found {value!r}')
+        with pytest.raises(ValueError, match=words): Index.build(many(300), kind=kind, **{name: value})
+        with pytest.raises(ValueError, match=words): Index.connect('http://a:1', many(300), kind=kind, **{name: value})
+        wrong = store.settings | {name: value}
+        with pytest.raises(ValueError, match=words): FaissStore(store.features, 'x', kind, wrong, store.engine)
+    assert complete_settings(kind, {name: np.int64(low)})[name] == low and complete_settings(kind, {name: high})[name] == high
+
+
+@pytest.mark.parametrize('kind, name', [(kind, name) for kind in KINDS for name in KINDS[kind]])
+def test_the_ends_of_a_range_build_a_gallery(kind, name):
+    for value in RANGES[name]:
+        settings = SMALL[kind] | {name: value}
+        if name == 'cells' and value > 300:
+            words = 'ivfpq: cells: expected at most 300, .* found'
+            with pytest.raises(ValueError, match=words): Index.build(many(300), kind=kind, **settings)
+        else: assert len(Index.build(many(300), kind=kind, **settings).search(many(300)['x'][:3], 5)) == 15
+
+
+def test_settings_of_a_kind_that_there_is_not():
+    for kind, settings, words in [
+            (['hnsw'], {}, 'kind: expected one of'), (None, {}, 'kind: expected one of'), ('hnsw', [3], 'expected a mapping'),
+            ('flat', dict(links=3), 'flat: no setting links; there are none'), ('hnsw', dict(cells=3), 'hnsw: no setting cells')]:
+        with pytest.raises(ValueError, match=words): complete_settings(kind, settings)
+
+
+def test_milvus_lite_is_flat(tmp_path):
+    "Its approximate engines are wrong behind filters; a gallery that was made with one is exchanged when it is opened."
+    for kind in ('hnsw', 'ivfpq'):
+        with pytest.raises(ValueError, match=f'kind: Milvus Lite is flat; {kind}'):
+            Index.connect(str(tmp_path/'g.db'), many(30), kind=kind)
+    client, features = milvus_client(str(tmp_path/'g.db')), many(300)
+    old = Index(new_milvus_store(client, 'gallery', features, 'x', 'hnsw'))
+    old.add(features)
+    old.store.facts = {k: v for k, v in old.store.facts.items() if k not in ('settings', 'rows')}
+    old.store.write_facts()
+    for _ in range(2):
+        index = Index.connect(str(tmp_path/'g.db'))
+        assert client.describe_index('gallery', 'vector')['index_type'] == 'FLAT' and index.info()['kind'] == 'flat'
+        assert found_of(index, features['x'][:9], np.arange(300), features['x']) == 1
+
+
 @pytest.mark.parametrize('kind', ['flat', 'milvus'])
 def test_what_cannot_be_added_is_not(tmp_path, kind):
     index, more = both(kind, many(300), tmp_path), many(10, first=300)
@@ -312,8 +503,8 @@ def test_a_database_is_opened_again(tmp_path):
     features, uri = many(), str(tmp_path/'g.db')
     with pytest.raises(FileNotFoundError, match="no gallery 'gallery'; give features"): Index.connect(uri)
     assert not (tmp_path/'g.db').exists()
-    index = Index.connect(uri, features, kind='hnsw')
-    assert index.info()['images'] == 600 and index.info()['kind'] == 'hnsw' and index.info()['model'] == 'm'
+    index = Index.connect(uri, features)
+    assert index.info()['images'] == 600 and index.info()['kind'] == 'flat' and index.info()['model'] == 'm'
     second = Index.connect(uri, many(30), collection='second')
     index.store.client.close()
     again = Index.connect(uri)
