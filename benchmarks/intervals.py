@@ -7,8 +7,8 @@ correlation of its queries of 0 (all classes alike), 0.05, 0.1, 0.2 or 0.3 (at R
 0.25); its queries succeed by that chance. Sizes: 20 queries each, 5 each, log-normal (median 12, factor e a standard deviation)
 or Zipf's (100, 50, 33, 25…, at least 2). An interval is of fgir's own code, `fgir.metrics._interval`.
 
-Two descriptors that are compared have the same mean; classes differ in both alike, and in each by itself besides (correlation 0,
-0.05 or 0.2); their queries are drawn by themselves, or 7 of 10 together. Power: the second is better by d in every class before
+Two descriptors that are compared have the same mean; classes differ in both alike (0 or 0.2), and in each by itself besides (correlation 0
+or 0.1); their queries are drawn by themselves, or 7 of 10 together. Power: the second is better by d in every class before
 it differs by itself (R@1 0.7, 20 queries a class, correlations 0.1 and 0.05, 7 of 10 together).
 """
 import argparse
@@ -68,7 +68,8 @@ def coverage_table(repeats: int) -> pd.DataFrame:
 
 
 def compare_table(repeats: int) -> pd.DataFrame:
-    def false(c, p): return [differences(s, c, p, r, own, t, repeats) for s, r, own, t in product(SIZES, (0, .1, .3), (0, .05, .2), (0, .7))]
+    kinds = list(product(SIZES, (0, .2), (0, .1), (0, .7)))
+    def false(c, p): return [differences(s, c, p, alike, own, together, repeats) for s, alike, own, together in kinds]
     return pd.DataFrame({f"R@1 {p}": {c: span(false(c, p)) for c in CLASSES} for p in RECALLS}).rename_axis("classes")
 
 

@@ -94,7 +94,7 @@ class Answers:
         rank = torch.arange(1, self.right.shape[1] + 1, device=self.right.device)
         return _up_to((self.right.cumsum(1).double() / rank * self.right).cumsum(1), k)
 
-    def cut(self, k: int) -> "Answers":
+    def cut(self, k: int):
         "The same if every list ended after `k` answers."
         return Answers(self.right[:, :k], self.first.masked_fill(self.first > k, torch.inf), self.relevant)
 

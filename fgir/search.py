@@ -360,7 +360,8 @@ def neighbours(
     if not 1 <= k <= room: raise ValueError(f"k must be 1 to {room}, the images there are to find, got {k}")
     dtype, found = torch.promote_types(torch.promote_types(pair.query.dtype, pair.gallery.dtype), torch.float32), []
     for part in chunks(pair, k, chunk):
-        s, columns = _listed(pair, part, k if metric != "euclidean" else min(k + SPARE, len(pair.gallery)))
+        more = min(k + SPARE, len(pair.gallery) - SPARE*bool(part.error)) if metric == "euclidean" else k
+        s, columns = _listed(pair, part, more)
         few = (s[:, k - 1] == -torch.inf).nonzero()[:, 0]
         if len(few): raise ValueError(f"query row {int(part.rows[few[0]])} may find fewer than k={k} images")
         if metric == "euclidean": s, columns = _nearest(pair, part, s, columns, k)

@@ -240,7 +240,8 @@ def test_measures_are_read_in_percent_with_the_best_in_bold(features, tmp_path):
     html = report(results, tmp_path/'r.html', 'x').read_text()
     for name in measures: assert f'<strong>{100*results[name].max():.1f}</strong>' in html
     for value in results['MAP@R']: assert f'{100*value:.1f}' in html
-    assert [is_measure(c) for c in ('MAP@R', 'mAP@10', 'P@1', 'MRR', 'dim', 'recall', 'R@0')] == [True]*4 + [False]*3
+    asked = ('MAP@R', 'mAP@10', 'P@1', 'MRR', 'MAP@R (first 100)', 'dim', 'recall', 'R@0', 'dim (first 9)', 'MAP@R (first 0)')
+    assert [is_measure(c) for c in asked] == [True]*5 + [False]*5
 
 
 def test_the_large_figure_has_its_interval(features, tmp_path):
@@ -249,8 +250,9 @@ def test_the_large_figure_has_its_interval(features, tmp_path):
     low, high = confidence(judged['first'] == 1, judged['label'])
     assert html.count(f'<small>{100*low:.1f} to {100*high:.1f}</small>') == 1 and f'is {100*low:.1f} to' in html
     assert '<small>' not in report(evaluate(features), tmp_path/'s.html', 'x').read_text()
-    one = features['good'].select(features['good'].table['label'] == 0)
-    assert '<small>' not in report(evaluate(one), tmp_path/'t.html', 'x', one).read_text()
+    few = features['good'].select(features['good'].table['label'] < 4)
+    html = report(evaluate(few), tmp_path/'t.html', 'x', few).read_text()
+    assert html.count('<small>too few classes</small>') == 1 and 'interval of R@1 these are too few classes.' in html
 
 
 def test_what_cannot_be_evaluated_is_said(features, tmp_path):
@@ -414,9 +416,12 @@ def test_a_difference_is_one_if_classes_agree_on_it():
     worse, better, same = cloud(1.4, 2), cloud(.9, 3), cloud(1.4, 4)
     found = compare(worse, better)
     assert found['differs'] and 0 < found['low'] < found['difference'] < found['high']
+    assert found['verdict'] == 'b is higher' and compare(better, worse)['verdict'] == 'a is higher'
     assert compare(better, worse)['difference'] == -found['difference']
     close = compare(worse, same, measure='MAP@R')
-    assert not close['differs'] and close['low'] < 0 < close['high']
+    assert not close['differs'] and close['low'] < 0 < close['high'] and close['verdict'] == 'no difference shown'
+    few = compare(*(f.select(table['label'] < 4) for f in (worse, better)))
+    assert few['verdict'] == 'too few classes' and not few['differs'] and np.isnan([few['low'], few['high']]).all()
     halves = table.assign(split=np.where(rng.random(240) < .5, 'query', 'gallery'))
     split = [Features(f.arrays, halves, {}) for f in (worse, better)]
     assert compare(*split)['differs']

@@ -1,8 +1,10 @@
 "Search and metrics: oracles by property tests, exact ties, golden values, precision, memory, other libraries, bad input."
+import importlib.util
 import subprocess
 import sys
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from fgir import search
 from fgir.metrics import (
@@ -20,8 +23,10 @@ from fgir.metrics import (
     cluster_agreement,
     confidence,
     first_hit_rank,
+    list_name,
     measure,
     recall_at_k,
+    score_lists,
     score_queries,
 )
 from fgir.search import neighbours
@@ -113,7 +118,7 @@ def test_copies_tie_and_chunks_do_not_matter(n, d, seed, metric, chunk, dtype, s
     with starting_rough(spare): assert (neighbours(x, gallery, n, metric, chunk)[1] == rows[:, :n]).all()
     by_row = torch.empty_like(scores).scatter_(1, rows, scores)
     assert (by_row[:, :n] == by_row[:, n:]).all()
-    if metric != "euclidean": assert (by_row.sort(dim=1, descending=True, stable=True).indices == rows).all()
+    assert (by_row.sort(dim=1, descending=metric != "euclidean", stable=True).indices == rows).all()
     ranks = first_hit_rank(x, labels[:n], gallery, labels, metric)
     with starting_rough(spare): assert (first_hit_rank(x, labels[:n], gallery, labels, metric, chunk) == ranks).all()
 
@@ -385,19 +390,112 @@ def test_seed_001_toy_in_its_own_definition():
     assert (found["mAP@1/hits"] == found["R@1"]).all()
 
 
-def test_confidence_covers_and_widens():
-    "Of 200 samples from a known population about 95 % of the intervals hold its mean; by class they are wider."
-    rng, held = np.random.default_rng(0), 0
-    for seed in range(200):
-        low, high = confidence(rng.random(150) < .7, n=400, seed=seed)
-        held += low <= .7 <= high
-    assert 178 <= held <= 199
-    groups = np.repeat(np.arange(30), 10)
-    values = (rng.random(30) < .5)[groups].astype(float)
-    narrow, wide = confidence(values), confidence(values, groups)
+SPEC = importlib.util.spec_from_file_location("intervals", Path(__file__).parents[1]/"benchmarks"/"intervals.py")
+intervals = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(intervals)
+
+
+@pytest.mark.parametrize("sizes", list(intervals.SIZES))
+@pytest.mark.parametrize("classes", [2, 4, 5, 10, 50])
+def test_intervals_cover(sizes, classes):
+    "Of 95 % intervals 93 to 97 hold what is true, over them where wrong answers are few; or there are too few classes."
+    equal = intervals.sizes(sizes, classes)
+    printed = equal.sum()**2/(equal**2).sum() >= 5
+    for recall, alike in ((.5, .2), (.7, .05), (.9, 0), (.95, .1), (.99, .2)):
+        held = intervals.coverage(sizes, classes, recall, alike, 2000)
+        assert np.isnan(held) != printed
+        assert not printed or .93 - .01 <= held <= (.97 + .01 if recall <= .7 and sizes != "5 each" else 1)
+
+
+@pytest.mark.parametrize("sizes", list(intervals.SIZES))
+def test_no_difference_where_there_is_none(sizes):
+    for classes, recall, alike, own in ((10, .5, 0, 0), (10, .7, .1, .2), (50, .5, .1, .05), (50, .99, .1, .2)):
+        assert intervals.differences(sizes, classes, recall, alike, own, 0, 2000) <= .06 + .01
+
+
+def test_a_difference_is_seen_the_easier_the_more_classes_there_are():
+    seen = [intervals.differences("20 each", c, .7, .1, .05, .7, 1000, better=.1) for c in (5, 10, 50)]
+    assert seen[0] < seen[1] < seen[2] and seen[2] > .95
+
+
+def test_confidence_is_the_jackknife_in_plain_code():
+    rng = np.random.default_rng(0)
+    groups, values = rng.integers(0, 12, 300), rng.random(300)
+    kinds, mean = np.unique(groups), values.mean()
+    moves = np.array([mean - values[groups != c].mean() for c in kinds])
+    error = 11/12*(moves**2).sum()
+    t = stats.t.ppf(.975, min(11, 1/((moves**4).sum()/(moves**2).sum()**2 - 1/12)))
+    ends = confidence(values, groups)
+    for end in ends: assert abs(mean - end) == pytest.approx(t*np.sqrt(error*end*(1 - end)/(mean*(1 - mean))))
+    assert confidence(values, groups.astype(str)) == ends
+    plain = confidence(values, groups, against=np.zeros(300))
+    assert plain == pytest.approx((mean - t*error**.5, mean + t*error**.5))
+    assert confidence(values, groups, .5)[0] > ends[0]
+
+
+def test_confidence_of_the_ends_and_of_few_classes():
+    groups = np.arange(40) // 4
+    low, high = confidence(np.ones(40), groups)
+    assert .6 < low < .8 and high == pytest.approx(1) and confidence(np.zeros(40), groups)[0] == pytest.approx(0)
+    assert confidence(np.ones(40), groups, against=np.ones(40)) == (0, 0)
+    one_large = np.r_[np.zeros(991, int), np.arange(1, 10)]
+    for few in (np.arange(40) // 10, np.zeros(40), one_large[-40:] * 0):
+        assert np.isnan(confidence(np.arange(40) % 2, few)).all()
+    assert np.isnan(confidence(np.arange(1000) % 2, one_large)).all()
+    with pytest.raises(ValueError, match="expected 0 to 1"): confidence([.5, 75.2])
+    narrow, wide = (confidence((np.arange(300) // 10) % 2, g) for g in (None, np.arange(300) // 10))
     assert wide[1] - wide[0] > 2*(narrow[1] - narrow[0])
-    assert confidence(values, groups.astype(str), seed=3) == confidence(values, groups, seed=3)
-    with pytest.raises(ValueError, match="cannot be drawn from"): confidence(values, np.zeros(300))
+
+
+LONG = [*MEASURES, "R@40", "P@40", "mAP@40", "mAP@40/hits"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(problems(), st.data())
+def test_cut_lists_say_so_or_are_the_whole(problem, data):
+    "On lists of any length: a measure has its own name only where the whole ranking gives the same, else it is that of the cut."
+    q, q_labels, g, g_labels = problem
+    room = len(q) - 1 if g is None else len(g)
+    if not room: return
+    k = data.draw(st.integers(1, room))
+    found = score_lists(neighbours(q, g, k, "dot")[1], q_labels, g_labels, LONG)
+    whole = score_queries(q, q_labels, g, g_labels, LONG, "dot")
+    assert set(found) == {*(list_name(name, k, whole["relevant"].max(), room) for name in LONG), "relevant"}
+    for name in LONG:
+        if name in found: np.testing.assert_allclose(found[name], whole[name], atol=1e-12, err_msg=name)
+        else: assert f"{name} (first {k})" in found and k < room
+    same = score_queries(q, q_labels, g, g_labels, [c for c in found if c != "relevant"], "dot")
+    pd.testing.assert_frame_equal(found, same)
+    if k == room: assert set(LONG) < set(found)
+
+
+def test_perfect_lists_that_are_too_short_do_not_pass_for_bad_ones():
+    labels = np.repeat(np.arange(3), 20)
+    lists = np.array([[j for j in range(60) if labels[j] == c and j != i][:5] for i, c in enumerate(labels)])
+    found = score_lists(lists, labels, measures=["R@1", "R@8", "P@5", "P@9", "mAP@5", "MAP@R", "R-precision", "MRR"])
+    assert found.mean().round(3).to_dict() == {
+        "R@1": 1, "R@8 (first 5)": 1, "P@5": 1, "P@9 (first 5)": .556, "mAP@5": 1, "MAP@R (first 5)": .263,
+        "R-precision (first 5)": .263, "MRR (first 5)": 1, "relevant": 19}
+    assert "MAP@R (first 3)" in score_lists(lists[:, :3], labels, measures=["MAP@R (first 4)"])
+
+
+@pytest.mark.parametrize("noise", [1e-5, 1e-7])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_near_copies_are_in_the_order_of_their_distances(noise, dtype):
+    "The oracle subtracts in more than float64; galleries start rough and exact."
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(30, 16)), 15, 0)
+    x = (x + noise*rng.normal(size=x.shape)).astype(dtype)
+    long = x.astype(np.longdouble)
+    away = np.sqrt(((long[:, None] - long)**2).sum(2))
+    np.fill_diagonal(away, np.inf)
+    order = np.argsort(away, 1, kind="stable")
+    for k in (1, 2, 7, 20):
+        for spare in (None, 8):
+            with starting_rough(spare): distances, rows = neighbours(x, k=k, metric="euclidean")
+            assert (np.diff(distances) >= 0).all()
+            np.testing.assert_allclose(distances, np.take_along_axis(away, order, 1)[:, :k], rtol=1e-6)
+            assert dtype == np.float32 or (rows == order[:, :k]).mean() > .999
 
 
 def test_clusters():

@@ -206,6 +206,17 @@ def test_evaluation_of_methods_follows_the_table():
     with pytest.raises(ValueError, match='none, aqe'): evaluate_rerank(f, 'a', ['mine'])
 
 
+def test_lists_are_as_long_as_the_measures_look_or_say_where_they_end():
+    "Three classes of 150, perfectly apart: no method may lose anything by the length of its lists."
+    labels = np.arange(450) % 3
+    table = pd.DataFrame(dict(path=labels.astype(str), label=labels, name=labels.astype(str), split='test'))
+    f = Features({'a': np.eye(3)[labels] + .05*np.random.default_rng(0).normal(size=(450, 3))}, table)
+    found = evaluate_rerank(f, 'a', measures=['R@1', 'MAP@R'])
+    assert (found[['R@1', 'MAP@R']] > .999).all().all()
+    cut = evaluate_rerank(f, 'a', ['none'], ['MAP@R'], n=100)
+    assert cut.columns.tolist() == ['MAP@R (first 100)', 'ms a query'] and cut.iloc[0, 0] == pytest.approx(100/149)
+
+
 def test_augmented_galleries_are_searched_by_plain_queries():
     lists = database_augmentation(X[::2], X[1::2], n=5, k=3)
     again = neighbours(X[::2], expand(X[1::2], None, 3), 5)
