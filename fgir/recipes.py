@@ -309,10 +309,11 @@ def _hold_out(table: pd.DataFrame, fraction: float, seed: int, what: str) -> tup
         held = hold(table, fraction, seed)
         images, classes = held_out(*(held[held['split'] == split] for split in ('valid', 'train')))
         if too_few(images, classes): continue
-        if way != what: print(f'Too few classes to hold out {fraction} of them: {images} images of all classes pick the epoch.')
+        if way != what:
+            print(f'{fraction} of the training classes are too few to pick the epoch by: {images} images of all are held out.')
         return held, 'valid'
     if not table['split'].isin(['test', 'query']).any(): return held, 'valid'
-    print(f'Too few images to hold out {fraction} of them: all of them train, and the last epoch is kept.')
+    print(f'{fraction} of the training images are too few to pick the epoch by: all train, and the last epoch is kept.')
     return table, 'test'
 
 # %% ../nbs/04a_recipes.ipynb #b1bdcf3f
