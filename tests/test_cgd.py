@@ -125,8 +125,8 @@ def test_selecting_on_the_test_classes_says_so(table, tmp_path, capsys):
     learn = tiny(table, tmp_path, valid='test')
     assert 'test images' in capsys.readouterr().out
     assert set(learn.dls.valid.table.split) == {'test'}
-    held = tiny(table, tmp_path, valid=.25)
-    assert set(held.dls.valid.table.split) == {'valid'} and held.dls.n_classes == 6
+    held = tiny(table, tmp_path, valid=.5)
+    assert set(held.dls.valid.table.split) == {'valid'} and held.dls.n_classes == 4
     assert not set(held.dls.valid.table.label) & set(table[table.split == 'test'].label)
 
 

@@ -345,7 +345,7 @@ def test_a_run_resumes_on_the_gpu(table, tmp_path):
 
 @pytest.mark.parametrize('values, n, epoch', [
     ([.1, .5, .9], 100, 3), ([1, 1, 1, 1], 32, 4), ([1, .97, 1, .97], 32, 4), ([.9, .9, .5, .5], 100, 2), ([.5, .9, .87], 100, 3),
-    ([.5, .9, .87], 3000, 2), ([.5, .9, .9, .8], None, 3), ([.2, float('nan')], 100, 1), ([float('nan')]*2, 100, 2), ([3., 2.], 9, 1)])
+    ([.5, .9, .87], 3000, 2), ([.5, .9, .9, .8], None, 3), ([.2, np.nan], 100, 1), ([np.nan]*2, 100, 2), ([3., 2.], 9, 1)])
 def test_the_latest_epoch_within_chance_of_the_best_is_picked(values, n, epoch):
     assert pick_epoch(values, n) == epoch
     assert pick_epoch(values, strict=True) == np.argmax(np.nan_to_num(values, nan=-1)) + 1
@@ -389,8 +389,8 @@ def test_the_file_the_line_and_the_record_tell_the_same_epoch(table, tmp_path, c
     assert [row[1] for row in learn.history] == [row[1] for row in record['history']] == [.5, 1., .94, .6]
     assert pd.read_csv(tmp_path/'history.csv')['R@1'].tolist() == [.5, 1., .94, .6]
     said = capsys.readouterr().out.strip().splitlines()[-1]
-    assert said == ('Picked the weights after 3 of 4 epochs: R@1 0.940 on 32 images of 4 held-out classes; the best, 1.000 after 2, '
-                    'is not above by more than chance.')
+    assert said == ('Picked the weights after 3 of 4 epochs: R@1 0.940 on 32 images of 4 held-out classes; the best, 1.000 '
+                    'after 2, is not above by more than chance.')
     assert record['selection'] == learn.selection == (
         'latest epoch within two standard errors of the best R@1 on 32 images of 4 held-out classes')
 
@@ -578,7 +578,8 @@ def test_warm_up_and_frozen_normalization_together(table, tmp_path):
     at.run_valid = False
     quiet(learn, 2, cbs=[FreezeBN(affine=True), WarmUp(1), at])
     assert set(states[:4]) == {(False, False)} and set(states[4:]) == {(True, False)}
-    with pytest.raises(ValueError, match='WarmUp: Sequential has no `backbone`'): quiet(own_learner(table, tmp_path), 1, cbs=WarmUp(1))
+    with pytest.raises(ValueError, match='WarmUp: Sequential has no `backbone`'):
+        quiet(own_learner(table, tmp_path), 1, cbs=WarmUp(1))
 
 
 class Steep(Proxies):

@@ -20,7 +20,7 @@ from fgir import recipes as book
 from fgir.backbones import RetrievalNet, create_backbone, read_record
 from fgir.cgd import CGDLoss, CGDNet
 from fgir.data import hold_out_classes
-from fgir.learner import ClipValue, FreezeBN, WarmUp, retrieval_learner
+from fgir.learner import ClipValue, FreezeBN, WarmUp, pick_epoch, retrieval_learner
 from fgir.loaders import retrieval_dls
 from fgir.losses import BatchHardTripletLoss
 from fgir.recipes import (
@@ -30,6 +30,7 @@ from fgir.recipes import (
     QUIRKS,
     RECIPES,
     build,
+    choose_valid,
     get_recipe,
     hold_out_images,
     learner_from_recipe,
@@ -252,7 +253,45 @@ def test_the_choice_of_the_epoch_is_said(table, tmp_path, capsys, valid, split, 
     fit(learn)
     picked = read_record(tmp_path/f'{learn.prefix}_model.safetensors')
     first = [row[2] for row in learn.history]
-    assert picked['epoch'] == (2 if valid == 'last' else first.index(max(first)) + 1)
+    assert picked['epoch'] == {'last': 2, 'test': pick_epoch(first, strict=True), .5: pick_epoch(first, 32)}[valid]
+    assert picked['history'] == learn.history and picked['selection'] == learn.selection
+
+
+def classes_of(n, images, test=True):
+    "A table of `n` training classes of so many images."
+    rows = pd.DataFrame({'label': [i//images for i in range(n*images)], 'split': 'train'})
+    return pd.concat([rows, pd.DataFrame({'label': [999]*2, 'split': ['test']*2})], ignore_index=True) if test else rows
+
+
+@pytest.mark.parametrize('n, images, looks_at, held, classes, word', [
+    (2, 20, 'test', 0, 0, 'the last epoch is kept'), (3, 20, 'test', 0, 0, 'last epoch'), (7, 20, 'test', 0, 0, 'last epoch'),
+    (8, 20, 'valid', 32, 0, '32 images of all'), (10, 20, 'valid', 40, 0, '40 images of all'),
+    (20, 20, 'valid', 80, 4, ''), (3, 50, 'valid', 30, 0, '30 images of all'), (18, 7, 'valid', 36, 0, '36 images of all'),
+    (18, 8, 'valid', 32, 4, ''), (100, 2, 'valid', 40, 20, ''), (17, 10, 'valid', 34, 0, 'classes are too few')])
+def test_small_data_hold_out_images_or_nothing(capsys, n, images, looks_at, held, classes, word):
+    table, split = choose_valid(classes_of(n, images), .2, seed=0)
+    rows, train = (table[table.split == s] for s in ('valid', 'train'))
+    assert split == looks_at and len(rows) == held and len(set(rows.label) - set(train.label)) == classes
+    assert len(rows) + len(train) == n*images and train.label.nunique() == n - classes
+    out = capsys.readouterr().out
+    assert word in out and bool(out) == bool(word)
+    if held and not classes: assert rows.label.value_counts().min() >= 2
+
+
+def test_a_classifier_holds_out_images_or_nothing(capsys):
+    for images, held in (5, 30), (4, 30), (2, 30), (1, 0):
+        table, split = choose_valid(classes_of(30, images), .2, 0, 'images')
+        assert (table.split == 'valid').sum() == held and split == ('valid' if held else 'test')
+    assert 'the last epoch is kept' in capsys.readouterr().out
+    table, split = choose_valid(classes_of(3, 20, test=False), .2, 0)
+    assert split == 'valid' and (table.split == 'valid').sum() == 12
+
+
+def test_too_few_rows_of_ones_own_pick_nothing(capsys):
+    table = classes_of(20, 20)
+    table.loc[table.label < 3, 'split'] = 'valid'
+    assert choose_valid(table, .2, 0)[0] is table
+    assert "own 60 rows of split 'valid' are too few to choose by: the last epoch is kept" in capsys.readouterr().out
 
 
 def test_images_are_held_out_of_every_class():
