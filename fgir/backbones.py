@@ -533,10 +533,11 @@ def save_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[st
     maps = lay_out(Path(path), {name: (_CODES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}, metadata)
     for name, t in tensors.items(): maps[name].reshape(-1).view('u1')[:] = t.flatten().view(torch.uint8).numpy()
 
-def _tensors(file: OpenFile) -> dict[str, Tensor]:
-    "The tensors of an open file, mapped into memory."
-    found = {name: torch.from_numpy(np.asarray(file.raw(name))) for name in file.tensors}
-    return {name: t.view(_DTYPES[file.tensors[name]['dtype']]).reshape(file.tensors[name]['shape']) for name, t in found.items()}
+def _tensor(file: OpenFile, name: str) -> Tensor:
+    "A tensor of an open file, mapped into memory."
+    dtype, shape = _DTYPES[file.tensors[name]['dtype']], file.tensors[name]['shape']
+    if 0 in shape: return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(file.raw(name)).view(dtype).reshape(shape)
 
 # %% ../nbs/01_backbones.ipynb #8811a685
 def _model_path(path: str | Path) -> Path:
@@ -612,11 +613,11 @@ def read_record(path: str | Path) -> dict:
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     "Read all tensors of a saved model, the extra ones too, and its record."
-    with _open_model(_model_path(path)) as file: return _tensors(file), _record(file)
+    with _open_model(_model_path(path)) as file: return {n: _tensor(file, n) for n in file.tensors}, _record(file)
 
 # %% ../nbs/01_backbones.ipynb #ad0e9c41
 def load_model(path: str | Path, device: str | torch.device = 'cpu') -> nn.Module:
-    "Load a model that `save_model` wrote, on `device` and in evaluation mode; its backbone knows how its images were cut."
+    "Load a model that `save_model` wrote, on `device` and in evaluation mode; its record is its attribute `record`."
     tensors, record = read_tensors(path)
     model = build_model(record, path)
     try: model.load_state_dict({k: v for k, v in tensors.items() if '/' not in k})
@@ -624,6 +625,7 @@ def load_model(path: str | Path, device: str | torch.device = 'cpu') -> nn.Modul
         raise ValueError(f"{path}: tensors do not fit the record: {' '.join(str(e).split())[:200]}") from e
     model.backbone.pretraining = str(record.get('pretraining', 'not recorded'))
     if 'crop' in record: model.backbone.trained_crop = record['crop']
+    model.record = record
     return model.to(device).eval()
 
 # %% ../nbs/01_backbones.ipynb #879ed4a3

@@ -285,9 +285,8 @@ class Describe(nn.Module):
         self.config = dict(backbone=getattr(self.backbone, 'config', None), select=select, lcc=lcc, direction=direction,
                            joint_norm=joint_norm, loss=loss)
         if self.model is not self.backbone: self.config['model'] = getattr(self.model, 'config', None)
+        self._check_settings()
         self._choose(what, plus)
-        if loss not in LOSSES: raise ValueError(f'loss {loss!r}: not one of {", ".join(LOSSES)}')
-        if direction not in ('in', 'out'): raise ValueError(f"direction {direction!r}: neither 'in' nor 'out'")
         self._check_layers()
 
     @property
@@ -309,6 +308,15 @@ def _choose(self: Describe, what: Sequence[str], plus: Sequence[str] | Mapping[s
     empty = [w for w in self.what if w in self.plus and not self.plus[w]]
     if empty: raise ValueError(f'{empty[0]!r} is made of no layers: name some with plus, or leave it out of what')
     self.config |= dict(what=self.what, plus=self.plus)
+
+@patch
+def _check_settings(self: Describe):
+    "Raise ValueError for a setting that has no meaning."
+    loss, direction = self.config['loss'], self.config['direction']
+    if loss not in [*LOSSES]: raise ValueError(f'loss {loss!r}: not one of {", ".join(LOSSES)}')
+    if direction not in ('in', 'out'): raise ValueError(f"direction {direction!r}: neither 'in' nor 'out'")
+    for name in ('select', 'lcc', 'joint_norm'):
+        if not isinstance(self.config[name], bool): raise ValueError(f'{name} {self.config[name]!r}: neither true nor false')
 
 @patch
 def _check_layers(self: Describe):
@@ -409,6 +417,7 @@ def seed_descriptor(
     **settings,  # of `Describe`, for an ablation: select=False, direction='out', …
 ) -> Describe:
     "The descriptor that CFGA's program uses for a kind of model."
-    about = SEED_MODELS[kind]
-    try: return Describe(model, what or about['what'], **{'lcc': about['lcc'], **settings})
-    except TypeError as e: raise ValueError(f'CFGA: {e}') from None
+    about, known = SEED_MODELS[kind], ('select', 'lcc', 'direction', 'joint_norm', 'loss')
+    unknown = [name for name in settings if name not in known]
+    if unknown: raise ValueError(f'CFGA has no setting {unknown[0]!r}; there are {", ".join(known)}')
+    return Describe(model, what or about['what'], **{'lcc': about['lcc'], **settings})

@@ -1,4 +1,4 @@
-"""Combination of multiple global descriptors (seed 002): one backbone, several ways to pool it, one embedding
+"""Combination of multiple global descriptors: one backbone, several ways to pool it, one embedding
 
 Docs: https://fgir.github.io/fgir/cgd.html.md"""
 

@@ -24,7 +24,7 @@ from fastai.torch_core import rank_distrib
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .backbones import RetrievalNet, create_pool, load_model, read_record
+from .backbones import RetrievalNet, create_pool, load_model
 from .data import load_image, load_row, write_atomic
 from .features import evaluating, extract, say_crop, trained_crop
 from .learner import RetrievalLearner
@@ -202,7 +202,9 @@ def fgic_learner(
 def _opened(model, size: int | None, tfms: str | None) -> tuple:
     "A classifier, and how its images are made: by the record of a file, the recipe of a Learner, or as the caller says."
     made = {}
-    if isinstance(model, (str, Path)): model, made = load_model(model), read_record(model)
+    if isinstance(model, (str, Path)):
+        model = load_model(model)
+        made = model.record
     elif isinstance(model, RetrievalLearner): model, made = model.model, model.recipe
     if not is_classifier(model): raise ValueError(f'model: expected a Classifier, found {type(model).__name__}')
     size = size or made.get('size')

@@ -14,8 +14,9 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +42,14 @@ def shared_dir() -> Path | None:
 
 # %% ../nbs/00_data.ipynb #326a543e
 def load_pth(path: str | Path) -> object:
-    "Load a .pth file of tensors and plain values; raises ValueError for any other, in which nothing is run."
+    "Load a .pth file of tensors and plain values; ValueError for any other, of which nothing is run."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         code = re.search(r'GLOBAL ([\w.]+)', str(e))
-        why = f'it holds {code[1]}, which is code and is not run' if code else 'cut off, or of another format'
+        why = 'cut off, or of another format'
+        if code: why = f'it holds {code[1]}, which is code and is not run'
         raise ValueError(f'{path}: not a whole .pth file of tensors and plain values ({why})') from e
 
 # %% ../nbs/00_data.ipynb #a7f532c4
@@ -385,13 +387,15 @@ def read_aircraft(
 Image.init()
 _CODECS = {'AVIF': 'avif', 'JPEG2000': 'jpg_2000', 'WEBP': 'webp'}
 FORMATS = tuple(
-    name for name in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000')
+    name for name in 'JPEG PNG WEBP GIF BMP TIFF PPM AVIF JPEG2000'.split()
     if name in Image.OPEN and (name not in _CODECS or features.check(_CODECS[name])))
-IMAGE_EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name in FORMATS and end != '.pfm'}
+IMAGE_EXTENSIONS = {
+    ending for ending, name in Image.registered_extensions().items()
+    if name in FORMATS and ending != '.pfm'}
 
 # %% ../nbs/00_data.ipynb #c85f3cbb
-_UNREAD = set('.heic .heif .avif .avifs .jxl .jp2 .j2k .webp .svg .psd .eps .tga .ico .exr .dng .cr2 .cr3 .nef .arw '
-              '.orf .raf .rw2 .pfm'.split()) - IMAGE_EXTENSIONS
+_UNREAD = set('.heic .heif .avif .avifs .jxl .jp2 .j2k .webp .svg .psd .eps .tga .ico '
+              '.exr .pfm .dng .cr2 .cr3 .nef .arw .orf .raf .rw2'.split()) - IMAGE_EXTENSIONS
 
 def _is_image(path: Path, endings: set[str] = IMAGE_EXTENSIONS) -> bool:
     "Return whether a file's name is that of an image, with one of some endings."
@@ -405,7 +409,8 @@ def _find_images(folder: Path, left: Counter) -> list[Path]:
         files = [Path(place)/name for name in names]
         images += filter(_is_image, files)
         left.update(f.suffix.lower() for f in files if _is_image(f, _UNREAD))
-        left.update('linked folder(s)' for name in folders if os.path.islink(f'{place}/{name}'))
+        links = [name for name in folders if os.path.islink(f'{place}/{name}')]
+        left.update(['linked folder(s)']*len(links))
     return sorted(images)
 
 # %% ../nbs/00_data.ipynb #01b24159
@@ -419,21 +424,18 @@ def _class_folders(folder: Path, left: Counter) -> list[Path]:
     return [f for f in entries if f.is_dir() and not f.name.startswith('.')]
 
 # %% ../nbs/00_data.ipynb #7692f062
-def _counted(left: Counter) -> str: return ', '.join(f'{n} {kind}' for kind, n in sorted(left.items()))
+def _counted(left: Counter) -> str:
+    return ', '.join(f'{n} {kind}' for kind, n in sorted(left.items()))
 
 def _images_of_class(folder: Path, left: Counter) -> list[Path]:
     "List the images of a class, at least one."
     own = Counter()
     images = _find_images(folder, own)
     if not images:
-        raise ValueError(f'{folder}: a class folder without an image' + f' that is read here ({_counted(own)})'*bool(own))
+        hint = f' that is read here ({_counted(own)})' if own else ''
+        raise ValueError(f'{folder}: a class folder without an image{hint}')
     left.update(own)
     return images
-
-def _say_left_out(root: Path, left: Counter) -> None:
-    "Log what was left out, if anything was."
-    message = '%s: left out %s (read are %s; links below a class folder are not followed)'
-    if left: logging.getLogger(__name__).warning(message, root, _counted(left), ', '.join(FORMATS))
 
 # %% ../nbs/00_data.ipynb #f83ba7a6
 def _split_folders(folders: list[Path]) -> list[Path]:
@@ -443,6 +445,17 @@ def _split_folders(folders: list[Path]) -> list[Path]:
     if odd:
         raise ValueError(f'{odd}: a class folder beside the split folder {parts[0].name!r}')
     return parts
+
+# %% ../nbs/00_data.ipynb #59d9d953
+def _rows_of_classes(root: Path, folders: list[Path], left: Counter) -> list[tuple]:
+    "List path, class and the name of the folder above for each image; log what was left out."
+    rows = [(f.relative_to(root).as_posix(), d.name, d.parent.name)
+            for d in folders for f in _images_of_class(d, left)]
+    if not rows:
+        raise ValueError(f'{root}: no class folder with images')
+    message = '%s: left out %s (read are %s; links below a class folder are not followed)'
+    if left: logging.getLogger(__name__).warning(message, root, _counted(left), ', '.join(FORMATS))
+    return rows
 
 # %% ../nbs/00_data.ipynb #cf8764ab
 def read_folder(
@@ -455,15 +468,14 @@ def read_folder(
     top = _class_folders(root, left)
     parts = _split_folders(top)
     classes = [d for part in parts for d in _class_folders(part, left)] if parts else top
-    rows = [(f.relative_to(root).as_posix(), d.name, d.parent.name) for d in classes for f in _images_of_class(d, left)]
-    if not rows:
-        raise ValueError(f'{root}: no class folder with images')
-    _say_left_out(root, left)
-    paths, names, splits = zip(*rows, strict=True)
+    paths, names, splits = zip(*_rows_of_classes(root, classes, left), strict=True)
     labels = np.unique(names, return_inverse=True)[1]
     if not parts:
         splits = _zero_shot(labels) if split == 'zero-shot' else split
-    return make_table(paths, labels, names, splits, root, 'folder', where=[f'{root/p}' for p in paths])
+    table = make_table(paths, labels, names, splits, root, 'folder', where=[f'{root/p}' for p in paths])
+    if not parts and split == 'zero-shot':
+        table.attrs['split'] = split
+    return table
 
 # %% ../nbs/00_data.ipynb #76ade627
 class BadImage(ValueError):
@@ -474,7 +486,7 @@ def _to_8_bit(img: Image.Image) -> Image.Image:
     values = np.asarray(img)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise ValueError(f'an image of numbers from {low} to {high} has no fixed range (0 to 255 and 0 to 65535 have)')
+        raise ValueError(f'an image of numbers from {low} to {high} has no fixed range')
     return Image.fromarray((values if high < 256 else (values/257).round()).astype(np.uint8))
 
 def _to_rgb(img: Image.Image) -> Image.Image:
@@ -499,9 +511,9 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         try:
             yield Image.open(f, formats=FORMATS)
         except Exception as e:
-            message = ' '.join(str(e).split()) or type(e).__name__
-            raise BadImage(f'{path}: ' + ('not an image that can be identified'
-                                          if isinstance(e, UnidentifiedImageError) else message)) from e
+            why = ' '.join(str(e).split()) or type(e).__name__
+            if isinstance(e, UnidentifiedImageError): why = 'not an image that can be identified'
+            raise BadImage(f'{path}: {why}') from e
 
 # %% ../nbs/00_data.ipynb #2a8921b5
 def _crop(img: Image.Image, box: Sequence[float]) -> Image.Image:

@@ -15,8 +15,8 @@ __all__ = ['FORMAT', 'ORIENTATION', 'Features', 'open_features', 'read_features'
 import hashlib
 import json
 import os
-import warnings
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field

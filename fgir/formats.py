@@ -82,9 +82,12 @@ def read_table(
 ) -> pd.DataFrame:
     "Read a table that `write_table` wrote; raises ValueError naming the line that is wrong."
     path = Path(path)
-    attrs = _read_json(path.with_suffix('.json'), dict)
+    beside = path.with_suffix('.json')
+    lost = next((file for file in (path, beside) if not file.is_file()), None)
+    if lost: raise FileNotFoundError(f'{path}: no such table: there is no {lost.name}')
+    attrs = _read_json(beside, dict)
     odd = next((k for k in ('root', 'dataset') if not isinstance(attrs.get(k, ''), str)), None)
-    if odd: raise ValueError(f"{path.with_suffix('.json')}: expected a text for {odd!r}, found {attrs[odd]!r:.40}")
+    if odd: raise ValueError(f"{beside}: expected a text for {odd!r}, found {attrs[odd]!r:.40}")
     try: rows = pd.read_csv(path, dtype=str, na_filter=False)
     except ValueError as e: raise ValueError(f"{path}: {' '.join(str(e).split())}") from e
     box = [*BOX] if rows.columns.isin(BOX).any() else []

@@ -6,8 +6,8 @@ Docs: https://fgir.github.io/fgir/gallery.html.md"""
 
 # %% auto #0
 __all__ = ['index', 'Gallery', 'Images', 'AllRows', 'SOURCE', 'in_database', 'open_gallery', 'changing', 'refuse_taken',
-           'source_of', 'make_descriptor', 'source_of_record', 'described', 'parse_engine', 'part_of', 'make_gallery',
-           'build', 'add', 'remove', 'info', 'parse_where', 'search']
+           'source_of', 'make_descriptor', 'described', 'part_of', 'say_other_work', 'keep_described', 'parse_engine',
+           'make_gallery', 'build', 'add', 'remove', 'info', 'parse_where', 'search']
 
 # %% ../nbs/10a_gallery.ipynb #2116ec90
 import json
@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from filelock import FileLock
 
 import fgir.cli as cli
 from .cli import argument, option, refuse_existing, switch
+from .files import alone_with, in_use, say
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from fgir.features import Features
     from fgir.index import Index
@@ -48,10 +47,10 @@ def open_gallery(gallery: str) -> 'Index':
 # %% ../nbs/10a_gallery.ipynb #46c42d9e
 @contextmanager
 def changing(gallery: str) -> Iterator['Index']:
-    "Open a gallery, and keep what the block makes of it; nothing is kept if the block fails."
-    if in_database(gallery): yield open_gallery(gallery)
+    "Open a gallery alone, and keep what the block makes of it; nothing is kept if the block fails."
+    if in_database(gallery) or not Path(gallery).exists(): yield open_gallery(gallery)
     else:
-        with FileLock(f'{gallery}.lock'):
+        with alone_with(gallery):
             opened = open_gallery(gallery)
             yield opened
             opened.save(gallery, force=True)
@@ -73,7 +72,7 @@ SOURCE = ('model', 'backbone', 'weights', 'pool', 'descriptor')
 def source_of(record: dict, **given) -> dict:
     "How to make the descriptor: as given, or if nothing is, as the record of a gallery says."
     given = {k: None if v is None else str(v) for k, v in given.items()}
-    source = given if any(given.values()) else source_of_record(record)
+    source = given if any(given.values()) else _source_of_record(record)
     cli.check_descriptor_options(*(source[k] for k in SOURCE))
     return source
 
@@ -83,7 +82,7 @@ def make_descriptor(source: dict, device: str | None) -> tuple:
     return cli.load_descriptor(model, source['backbone'], source['weights'], source['pool'], device, source['descriptor'])
 
 # %% ../nbs/10a_gallery.ipynb #7e7770af
-def source_of_record(record: dict) -> dict:
+def _source_of_record(record: dict) -> dict:
     "What the record of a gallery says of its descriptor; ValueError for what is of another kind, or to be fetched."
     source = record.get('source') or {}
     if not isinstance(source, dict) or not all(v is None or isinstance(v, str) for v in source.values()):
@@ -94,38 +93,70 @@ def source_of_record(record: dict) -> dict:
     return dict.fromkeys(SOURCE) | source
 
 # %% ../nbs/10a_gallery.ipynb #90b8f3bd
+@contextmanager
 def described(
     images: Path,  # a folder or a file of features
     source: dict,  # from `source_of`; not looked at for a file of features
-    kept: Path,  # file for the descriptions, until they are in the gallery
+    gallery: str,  # beside it descriptions are kept until the block has put them there
     rows: str = 'all',
     cut: dict | None = None,  # tfms, size, crop; default the model's
     device: str | None = None,
     read: dict | None = None,  # to `cli.read_data`
     **how,  # to `extract`
-) -> 'Features':
+) -> Iterator['Features']:
     "Describe images, or open a file of those that are."
-    from fgir.features import Features, extract
+    from fgir.features import Features
     from fgir.index import features_of
 
-    if images.suffix == '.safetensors': return features_of(images)
+    if images.suffix == '.safetensors':
+        if not images.is_file(): raise FileNotFoundError(f'{images}: no such file of features')
+        return (yield features_of(images))
     table = cli.pick_rows(cli.read_data(images, **(read or {})), rows)
     descriptor, record = make_descriptor(source, device)
     facts = cli.origin(source['model'] and Path(source['model']), source['weights'])
-    features = extract(descriptor, table, out=kept, force=kept.exists(), facts=facts, progress=cli.watched(),
-                       **{**cli.settings(record), **{k: v for k, v in (cut or {}).items() if v is not None}}, **how)
-    cli.say_skipped(features)
-    return Features(features.arrays, features.table, {**features.record, 'source': source})
+    cut = {**cli.settings(record), **{k: v for k, v in (cut or {}).items() if v is not None}}
+    with keep_described(descriptor, table, gallery, cut, facts=facts, progress=cli.watched(), **how) as features:
+        cli.say_skipped(features)
+        yield Features(features.arrays, features.table, {**features.record, 'source': source})
+
+# %% ../nbs/10a_gallery.ipynb #ebba2294
+def part_of(gallery: str, descriptor, table, cut: dict) -> Path:
+    "Where descriptions are kept until they are in a gallery."
+    from fgir.data import image_path
+    from fgir.features import _record, work_of
+
+    files = (image_path(table, i) for i in range(len(table)))
+    newest = max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
+    work = work_of(table, _record(descriptor, table, **cut, newest=newest))
+    return Path(f'{gallery.replace("://", "_").replace(":", "_")}.{work}.new.safetensors')
+
+def say_other_work(own: Path) -> None:
+    "Name what interrupted commands have left beside a gallery, but for those that are at it."
+    kept = re.compile(re.escape(own.name.rsplit('.', 3)[0]) + r'\.[0-9a-f]{12}\.new\.safetensors')
+    others = {found[0] for file in own.parent.iterdir() if (found := kept.match(file.name))} - {own.name}
+    for file in map(own.with_name, sorted(others)):
+        if not in_use(file): say(f'{file}: from another command that was interrupted; it is kept, delete it if nobody needs it')
+
+@contextmanager
+def keep_described(descriptor, table, gallery: str, cut: dict, **how) -> Iterator['Features']:
+    "Describe images into a file beside a gallery, or open what an interrupted command left there; gone after the block."
+    from fgir.features import Features, extract
+
+    kept = part_of(gallery, descriptor, table, cut)
+    with alone_with(kept):
+        say_other_work(kept)
+        features = Features.load(kept) if kept.exists() else extract(descriptor, table, out=kept, **cut, **how)
+        try: yield features
+        except ValueError:  # the same command would come to it again
+            kept.unlink(missing_ok=True)
+            raise
+        kept.unlink(missing_ok=True)
 
 # %% ../nbs/10a_gallery.ipynb #5100321c
 def parse_engine(words: list[str]) -> dict:
     "Read settings of an engine, NAME=NUMBER."
     try: return {name: int(value) for name, value in (word.split('=') for word in words)}
     except ValueError: raise ValueError(f'--engine: expected NAME=NUMBER, such as links=32, found {" ".join(words)}') from None
-
-def part_of(gallery: str) -> Path:
-    "Where descriptions are kept until they are in a gallery."
-    return Path(f'{gallery.replace("://", "_").replace(":", "_")}.new.safetensors')
 
 # %% ../nbs/10a_gallery.ipynb #468ed7af
 def make_gallery(features: 'Features', gallery: str, array: str | None, kind: str, engine: dict, force: bool):
@@ -137,7 +168,6 @@ def make_gallery(features: 'Features', gallery: str, array: str | None, kind: st
     else:
         made = Index.build(features, name, kind, **engine)
         made.save(gallery, force)
-    part_of(gallery).unlink(missing_ok=True)
     print(f'{gallery}: {made}')
 
 # %% ../nbs/10a_gallery.ipynb #feb1cd93
@@ -148,7 +178,7 @@ def build(
     kind: option(str, 'Engine: flat (exact), hnsw (large), ivfpq (larger than memory).') = 'flat',
     engine: option(list[str], 'Setting of the engine, such as links=32.', metavar='NAME=NUMBER') = [],  # noqa: B006
     array: option(str | None, 'Array to search in.', metavar='NAME', default='the only one, or embedding') = None,
-    data: cli.Data = 'auto', split: cli.Split = None, level: cli.Level = None, rows: AllRows = 'all', crop: cli.Crop = False,
+    data: cli.Data = 'auto', split: cli.Split = None, level: cli.Level = None, rows: AllRows = 'all', crop: cli.CropAs = False,
     size: cli.Size = None, tfms: cli.Transform = None, batch_size: cli.Batch = None, workers: cli.Workers = None,
     device: cli.Device = None, skip_bad: cli.SkipBad = False, force: cli.Force = False,
 ):
@@ -160,9 +190,9 @@ def build(
     refuse_taken(gallery, force)
     named = dict(model=model, backbone=backbone, weights=weights, pool=pool, descriptor=descriptor)
     source = {} if images.suffix == '.safetensors' else source_of({}, **named)
-    features = described(images, source, part_of(gallery), rows, dict(tfms=tfms, size=size, crop=crop or None), device,
-                         dict(data=data, split=split, level=level), bs=batch_size, num_workers=workers, skip_bad=skip_bad)
-    make_gallery(features, gallery, array, kind, chosen, force)
+    with described(images, source, gallery, rows, dict(tfms=tfms, size=size, crop=crop or None), device,
+                   dict(data=data, split=split, level=level), bs=batch_size, num_workers=workers, skip_bad=skip_bad) as features:
+        make_gallery(features, gallery, array, kind, chosen, force)
 
 # %% ../nbs/10a_gallery.ipynb #a1504141
 @index.command()
@@ -181,13 +211,11 @@ def add(
     source = {} if images.suffix == '.safetensors' else source_of(record, **named)
     cut = {k: record.get(k) for k in ('tfms', 'size', 'crop')}
     read = dict(data=data, split=split, level=level)
-    features = described(images, source, part_of(gallery), rows, cut, device, read, bs=batch_size, num_workers=workers,
-                         skip_bad=skip_bad)
-    with changing(gallery) as opened:
+    with described(images, source, gallery, rows, cut, device, read, bs=batch_size, num_workers=workers,
+                   skip_bad=skip_bad) as features, changing(gallery) as opened:
         before = len(opened)
         opened.add(features, replace)
         print(f'{gallery}: {len(opened)} images, {len(opened) - before} more')
-    part_of(gallery).unlink(missing_ok=True)
 
 # %% ../nbs/10a_gallery.ipynb #b0990a77
 @index.command()

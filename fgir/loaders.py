@@ -30,12 +30,12 @@ from fastai.torch_core import TensorCategory, default_device, num_distrib, rank_
 from fastai.vision.core import TensorImage
 from fastcore.basics import num_cpus, patch
 from fastprogress.fastprogress import progress_bar
-from filelock import FileLock
 from PIL import Image
 from torch import distributed
 from torchvision.transforms import v2
 
 from .data import BOX, BadImage, _one_of, check_images, drop_bad, image_path, load_row, write_atomic
+from .files import alone_with
 
 # %% ../nbs/00c_loaders.ipynb #d69884bf
 def _squash(size: float) -> v2.Resize: return v2.Resize((round(size), round(size)))
@@ -198,7 +198,7 @@ def resize_cache(
     about, out = {'version': 1, 'resize': _resize_name(resize), 'crop': crop}, Path(out).expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
     index = out/'index.jsonl'
-    with FileLock(out/'.lock'):
+    with alone_with(index, wait=float('inf')):
         if not index.exists():
             with write_atomic(index) as tmp: tmp.write_text(json.dumps(about) + '\n')
         os.truncate(index, index.read_bytes().rfind(b'\n') + 1)

@@ -552,10 +552,11 @@ def _hold_out(table: pd.DataFrame, fraction: float, seed: int, what: str) -> tup
         held = hold(table, fraction, seed)
         images, classes = held_out(*(held[held['split'] == split] for split in ('valid', 'train')))
         if too_few(images, classes): continue
-        if way != what: print(f'Too few classes to hold out {fraction} of them: {images} images of all classes pick the epoch.')
+        if way != what:
+            print(f'{fraction} of the training classes are too few to pick the epoch by: {images} images of all are held out.')
         return held, 'valid'
     if not table['split'].isin(['test', 'query']).any(): return held, 'valid'
-    print(f'Too few images to hold out {fraction} of them: all of them train, and the last epoch is kept.')
+    print(f'{fraction} of the training images are too few to pick the epoch by: all train, and the last epoch is kept.')
     return table, 'test'
 
 # %% ../nbs/04a_recipes.ipynb #b1bdcf3f
@@ -690,6 +691,18 @@ def _check_same_run(self: RetrievalLearner, path: Path):
         if k in was and was[k] != v and k not in ('weights', 'about', 'source', 'quirks', 'selection'):
             raise ValueError(f'{path}: a run of {k}={was[k]!r}, which cannot go on with {k}={v!r}; force=True begins anew')
 
+# %% ../nbs/04a_recipes.ipynb #77c968bb
+@patch
+def _take_up(self: RetrievalLearner, path: Path) -> int:
+    "Load the state of a run to go on with; the epochs done. ValueError for a state that was altered."
+    record = read_record(path)
+    rows, columns, before = (record.get(k) for k in ('history', 'columns', 'epochs_before'))
+    damaged = ValueError(f'{path}: the state of the run was altered; force=True begins anew')
+    if not _list_of(_is_text)(columns) or not _whole(0)(before or 0): raise damaged
+    if not _list_of(lambda row: _list_of(_is_number)(row) and len(row) <= len(columns))(rows): raise damaged
+    try: return self.load_state(path.stem)
+    except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as e: raise damaged from e
+
 # %% ../nbs/04a_recipes.ipynb #edfbbbdf
 @patch
 def _files(self: RetrievalLearner) -> dict:
@@ -712,9 +725,9 @@ def _begin(self: RetrievalLearner, resume: bool, force: bool) -> int:
         litter = Path(self.path).glob(f'.{escape(self.prefix)}_*.????????.*')
         old = [best, last, best.with_suffix('.json'), last.with_suffix('.json')] if force and not resume else []
         for path in (*old, *litter): path.unlink(missing_ok=True)
-    if not resume: return 0
-    if last.exists(): self._check_same_run(last)
-    return self.load_state(last.stem)
+    if not resume or not last.exists(): return 0
+    self._check_same_run(last)
+    return self._take_up(last)
 
 # %% ../nbs/04a_recipes.ipynb #85dc4ab8
 @patch

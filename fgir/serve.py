@@ -6,9 +6,8 @@ Docs: https://fgir.github.io/fgir/serve.html.md"""
 
 # %% auto #0
 __all__ = ['SIDE', 'PIXELS', 'TITLE', 'START', 'READY', 'WAIT', 'ROOM', 'CSS', 'served_folders', 'served_file', 'card',
-           'shown_image', 'thumbnail', 'count_pixels', 'read_photo', 'check_fits', 'answer', 'evidence_picture',
-           'load_gradio', 'said', 'facts', 'photo_input', 'parts', 'let_go', 'search_page', 'host_of', 'is_foreign',
-           'is_full', 'refusal', 'guarded', 'check_host', 'open_page', 'own_folder', 'check_confirmed', 'serve']
+           'shown_image', 'thumbnail', 'read_photo', 'check_fits', 'answer', 'evidence_picture', 'load_gradio', 'said',
+           'facts', 'photo_input', 'parts', 'search_page', 'refusal', 'guarded', 'open_page', 'own_folder', 'serve']
 
 # %% ../nbs/10b_serve.ipynb #7131e824
 import os
@@ -91,7 +90,7 @@ def thumbnail(found: 'pd.DataFrame', i: int, folders: Sequence[Path], crop: bool
 # %% ../nbs/10b_serve.ipynb #fd65116a
 PIXELS = 2**26  # of a photograph, at most
 
-def count_pixels(path: str | Path) -> int:
+def _count_pixels(path: str | Path) -> int:
     "How many pixels an uploaded photograph says it has; ValueError in words for whoever sent it if it is none."
     from fgir.data import FORMATS, BadImage, open_image
 
@@ -106,7 +105,7 @@ def read_photo(path: str | Path) -> Image.Image:
     "A photograph that somebody sent, as upright RGB; ValueError in words for them for anything else."
     from fgir.data import BadImage, load_image
 
-    if count_pixels(path) > PIXELS:
+    if _count_pixels(path) > PIXELS:
         raise ValueError(f'This image is too large: expected at most {PIXELS//10**6} million pixels.')
     try: return load_image(path)
     except (BadImage, OSError): raise ValueError('This image is damaged: it cannot be read to its end.') from None
@@ -220,7 +219,7 @@ def parts(index: 'Index') -> dict:
     return dict(photo=photo, names=names, k=k, matches=matches, words=words, why=why, found=gradio.State())
 
 # %% ../nbs/10b_serve.ipynb #c5dbc256
-def let_go(kept: dict[str, str], session: str, photo: str | None = None):
+def _let_go(kept: dict[str, str], session: str, photo: str | None = None):
     "Note the photograph that a session has now, and delete the one it had, unless another session has the same."
     before = kept.pop(session, None)
     if photo: kept[session] = photo
@@ -236,10 +235,10 @@ def search_page(
     gradio, kept = load_gradio(), {}
     check_fits(index, describe, folders)
     def nearest(photo, names, k, request: gradio.Request):
-        let_go(kept, request.session_hash, photo)
+        _let_go(kept, request.session_hash, photo)
         found, pictures = said(partial(answer, index, describe, folders), photo, names, int(k)) if photo else (None, [])
         return found, pictures, READY if photo else START, hidden()
-    def leave(request: gradio.Request): let_go(kept, request.session_hash)
+    def leave(request: gradio.Request): _let_go(kept, request.session_hash)
     def hidden(): return gradio.Image(None, visible=False)
     def reason(photo, found, chosen: gradio.SelectData):
         picture, words = said(partial(evidence_picture, index, describe, folders), photo, found, chosen.index)
@@ -256,41 +255,58 @@ def search_page(
     return page
 
 # %% ../nbs/10b_serve.ipynb #18b00ebe
-def host_of(address: str) -> str:
+def _host_of(address: str) -> str:
     "The name or number of a host, without the port; '' where there is none."
     try: return urlsplit(f'//{address}').hostname or ''
     except ValueError: return ''
 
-def is_foreign(
+def _headers_of(scope: dict) -> dict[str, str]:
+    "The headers of a request (its scope of ASGI), in small letters."
+    return {k.decode('latin1').lower(): v.decode('latin1').lower() for k, v in scope['headers']}
+
+# %% ../nbs/10b_serve.ipynb #20947fdf
+def _is_foreign(
     scope: dict,  # of a request, as ASGI has it
     host: str,  # that the page listens at
     names: Sequence[str],  # more names by which browsers ask for it
 ) -> bool:
     "Whether a request is for a host of another name, or comes from another page."
-    headers = {name: value.decode('latin1').lower() for name, value in scope['headers']}
-    asked, origin = headers.get(b'host', ''), headers.get(b'origin')
-    own = {'localhost', '127.0.0.1', '::1', host, *names, (scope.get('server') or [''])[0]}
-    if host_of(asked) not in own: return True
-    if scope['method'] not in ('GET', 'HEAD') and headers.get(b'sec-fetch-site', 'none') not in ('none', 'same-origin'): return True
+    headers = _headers_of(scope)
+    asked, origin = headers.get('host', ''), headers.get('origin')
+    arrived_at = (scope.get('server') or [''])[0]
+    if _host_of(asked) not in {'localhost', '127.0.0.1', '::1', host, arrived_at, *names}: return True
+    by_link = scope['method'] in ('GET', 'HEAD')
+    if not by_link and headers.get('sec-fetch-site', 'none') not in ('none', 'same-origin'): return True
     page = (origin or '').partition('://')[2]
-    return origin is not None and page != asked and host_of(page) not in names
+    return origin is not None and page != asked and _host_of(page) not in names
 
 # %% ../nbs/10b_serve.ipynb #49c11906
 ROOM = dict(files=20_000, size=2**30)  # photographs and thumbnails that the page keeps, at most
 
-def is_full(folder: Path, more: int) -> bool:
+def _is_full(folder: Path, more: int) -> bool:
     "Whether a folder has no room for a file of `more` bytes."
-    sizes = [f.stat().st_size for f in folder.rglob('*') if f.is_file()]
+    def size(path):
+        try: return os.path.getsize(path)
+        except FileNotFoundError: return 0
+
+    sizes = [size(os.path.join(place, name)) for place, _, names in os.walk(folder) for name in names]
     return len(sizes) >= ROOM['files'] or sum(sizes) + more > ROOM['size']
 
-def refusal(scope: dict, limit: int, host: str, names: Sequence[str], folder: Path) -> tuple[str, int] | None:
+# %% ../nbs/10b_serve.ipynb #22811742
+def refusal(
+    scope: dict, limit: int,  # bytes of a photograph
+    host: str, names: Sequence[str],  # see `_is_foreign`
+    folder: Path,  # of what the page keeps
+) -> tuple[str, int] | None:
     "Why a request (the scope of ASGI) is refused, and the status; None if it is not."
-    if is_foreign(scope, host, names) or re.search(r'https?:/|/proxy=|\0', scope['path'], re.I): return 'Not served.', 403
+    path = scope['path']
+    if _is_foreign(scope, host, names) or re.search(r'https?:/|/proxy=|\0', path, re.I): return 'Not served.', 403
     if scope['method'] not in ('POST', 'PUT', 'PATCH'): return None
-    length = dict(scope['headers']).get(b'content-length', b'').decode('latin1')
+    length = _headers_of(scope).get('content-length', '')
     if not length.isdigit(): return 'A length is needed.', 411
     if int(length) > limit + 2**16: return f'Too large: at most {limit//2**20} MB.', 413
-    return ('Too many photographs: try again in some minutes.', 503) if is_full(folder, int(length)) else None
+    full = path.endswith('/upload') and _is_full(folder, int(length))
+    return ('Too many photographs: try again in some minutes.', 503) if full else None
 
 # %% ../nbs/10b_serve.ipynb #f6b6de5c
 def guarded(app: Callable, *how) -> Callable:
@@ -314,7 +330,7 @@ CSS = """
 """
 
 # %% ../nbs/10b_serve.ipynb #9debbd51
-def check_host(host: str):
+def _check_host(host: str):
     "ValueError unless this machine can listen at an address."
     def listen(family, address):
         try:
@@ -341,11 +357,12 @@ def open_page(
     "Serve a page from threads of this process, until its `close`; OSError for a port that is taken."
     gradio, Middleware = load_gradio(), import_module('starlette.middleware').Middleware
     if max_mb < 1: raise ValueError(f'max_mb: expected 1 or more, found {max_mb}')
-    check_host(host)
+    _check_host(host)
     guard = Middleware(guarded, max_mb*2**20, host.lower(), [name.lower() for name in names], Path(page.GRADIO_CACHE))
     sans = ['system-ui', 'sans-serif']
     _, url, _ = page.queue(max_size=64).launch(
-        server_name=f'[{host}]' if ':' in host else host, server_port=port, max_file_size=max_mb*2**20, css=CSS, footer_links=[], run_history=False,
+        server_name=f'[{host}]' if ':' in host else host, server_port=port, max_file_size=max_mb*2**20, css=CSS,
+        footer_links=[], run_history=False,
         theme=gradio.themes.Default(font=sans, font_mono=['ui-monospace', 'monospace']), share=False, allowed_paths=[],
         app_kwargs=dict(middleware=[guard], docs_url=None, redoc_url=None, openapi_url=None),
         ssr_mode=False, mcp_server=False, enable_monitoring=False, pwa=False, quiet=True, prevent_thread_lock=True,
@@ -365,9 +382,9 @@ def own_folder() -> Iterator[Path]:
             if before is not None: os.environ['GRADIO_TEMP_DIR'] = before
 
 # %% ../nbs/10b_serve.ipynb #2ccc233c
-def check_confirmed(host: str, folders: Sequence[Path]):
+def _check_confirmed(host: str, folders: Sequence[Path]):
     "ValueError unless an address can be listened at, and for one that others can reach, folders are named."
-    check_host(host)
+    _check_host(host)
     if host in ('localhost', '127.0.0.1', '::1') or folders: return
     raise ValueError(f'--host {host} lets other machines in: name the folders whose images they may see with --folder')
 
@@ -385,7 +402,7 @@ def serve(
     descriptor: cli.Descriptor = None, device: cli.Device = None,
 ):
     "A page to search a gallery with, in a browser."
-    check_confirmed(host, folder)
+    _check_confirmed(host, folder)
     named = dict(model=model, backbone=backbone, weights=weights, pool=pool, descriptor=descriptor)
     with own_folder():
         load_gradio()

@@ -260,7 +260,7 @@ ACTS = {  # options with a default of their own: what the help says, and whether
     '--split': ('zero-shot where ROOT leaves a choice', lambda m: m['name'] == 'fgic' or 'zero-shot' in m['table'].attrs['split']),
     '--level': ('variant', lambda m: True), '--crop': ('off', lambda m: m['recipe']['crop'] is False),
     '--crop-type': ('uncropped', lambda m: m['recipe']['crop'] is False),
-    '--weights': ('its ImageNet weights, downloaded', lambda m: m['recipe']['weights'] is None and m['recipe']['pretrained']),
+    '--weights': ('its published weights, downloaded', lambda m: m['recipe']['weights'] is None and m['recipe']['pretrained']),
     '--undo': ('none', lambda m: m['undo'] == ()), '--set': ('none', lambda m: set(m['changes']) <= {'lr'}),
     '--processes': ('1', lambda m: True), '--log': ('none', lambda m: True), '--resume': ('off', lambda m: True),
     '--workers': ('one a core, at most 8', lambda m: m['loaders']['num_workers'] is None),
