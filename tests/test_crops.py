@@ -128,7 +128,7 @@ def test_a_photograph_in_another_way_than_the_model_gets_one_line(files, table, 
     else:
         with pytest.warns(CropWarning, match=f'{photo.name}: {WHOLE if crop else CUT}') as said:
             ask(files[crop], photo, wrong, gallery)
-        assert len(said) == 1
+        assert sum(w.category is CropWarning for w in said) == 1
     err = capsys.readouterr().err
     assert (err.count('\n') == 1 and err.startswith('fgir: ') and photo.name in err) if command else not err, err
 
@@ -153,7 +153,7 @@ def test_a_table_in_another_way_than_the_model_gets_one_line(files, test, tmp_pa
         images.attrs = few.attrs
         with pytest.warns(CropWarning, match=f'^images of {few.attrs["root"]}: {WHOLE if crop else CUT}') as said:
             ask(files[crop], images, given, tmp_path/f'b{crop}{given}')
-        assert len(said) == 1
+        assert sum(w.category is CropWarning for w in said) == 1
 
 
 @pytest.mark.parametrize('command', ['extract', 'index build'])
@@ -195,7 +195,7 @@ def test_a_match_of_whole_photographs_is_explained_with_a_line(files, table):
     with quiet(): explain_match(load_model(files[False]), a, b, size=32)
     with quiet(): explain_match(load_model(files[True]), *(load_row(table, i, crop=True) for i in (0, 1)), size=32)
     with pytest.warns(CropWarning, match=f'{a.name}: {WHOLE}') as said: explain_match(load_model(files[True]), a, b, size=32)
-    assert len(said) == 2
+    assert sum(w.category is CropWarning for w in said) == 2
 
 
 # ---- where it is written
