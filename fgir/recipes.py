@@ -530,7 +530,7 @@ def run_seeds(
     bars: bool = True,       # show the progress of each run
     **kwargs,                # to `learner_from_recipe`
 ) -> pd.DataFrame:           # a row a seed with R@K as fractions, then 'mean' and 'sd'
-    "Train a recipe with each of `seeds`, going on with runs that are there; Recall@K on the test images, mean, deviation."
+    "Recall@K on the test images for each of `seeds`, their mean and standard deviation; runs that are there go on."
     rows = {}
     for seed in seeds:
         learn = learner_from_recipe(recipe, table, seed=seed, **kwargs)
