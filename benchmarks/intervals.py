@@ -7,9 +7,10 @@ correlation of its queries of 0 (all classes alike), 0.05, 0.1, 0.2 or 0.3 (at R
 0.25); its queries succeed by that chance. Sizes: 20 queries each, 5 each, log-normal (median 12, factor e a standard deviation)
 or Zipf's (100, 50, 33, 25…, at least 2). An interval is of fgir's own code, `fgir.metrics._interval`.
 
-Two descriptors that are compared have the same mean; classes differ in both alike (0 or 0.2), and in each by itself besides (correlation 0
-or 0.1); their queries are drawn by themselves, or 7 of 10 together. Power: the second is better by d in every class before
-it differs by itself (R@1 0.7, 20 queries a class, correlations 0.1 and 0.05, 7 of 10 together).
+Two descriptors that are compared have the same mean; classes differ in both alike (correlation 0 or 0.2), and in each by itself
+besides (0 or 0.1); 7 of 10 of their queries succeed or fail together as far as the two chances allow. Power: the second is better
+by d in every class, before it differs by itself (R@1 0.5, 20 queries a class, correlations 0.2 and 0.02: the differences of
+classes have a standard deviation of 10 points besides chance).
 """
 import argparse
 from itertools import product
@@ -63,20 +64,21 @@ def span(values: list[float]) -> str:
 
 
 def coverage_table(repeats: int) -> pd.DataFrame:
-    return pd.DataFrame({f"R@1 {p}": {c: span([coverage(s, c, p, r, repeats) for s, r in product(SIZES, ALIKE)]) for c in CLASSES}
-                         for p in RECALLS}).rename_axis("classes")
+    def held(n, p): return span([coverage(s, n, p, alike, repeats) for s, alike in product(SIZES, ALIKE)])
+    return pd.DataFrame({f"R@1 {p}": {n: held(n, p) for n in CLASSES} for p in RECALLS}).rename_axis("classes")
 
 
 def compare_table(repeats: int) -> pd.DataFrame:
-    kinds = list(product(SIZES, (0, .2), (0, .1), (0, .7)))
-    def false(c, p): return [differences(s, c, p, alike, own, together, repeats) for s, alike, own, together in kinds]
-    return pd.DataFrame({f"R@1 {p}": {c: span(false(c, p)) for c in CLASSES} for p in RECALLS}).rename_axis("classes")
+    kinds = list(product(SIZES, (0, .2), (0, .1)))
+    def false(n, p): return span([differences(s, n, p, alike, own, .7, repeats) for s, alike, own in kinds])
+    found = {f"R@1 {p}": {n: false(n, p) for n in CLASSES if n > 3} for p in (.5, .7, .9, .99)}
+    return pd.DataFrame(found).rename_axis("classes")
 
 
 def least(classes: int, repeats: int, power: float = .8) -> float:
     "The difference that is seen in four of five comparisons."
-    steps = np.arange(.005, .4, .005)
-    return next((d for d in steps if differences("20 each", classes, .7, .1, .05, .7, repeats, better=d) >= power), np.nan)
+    steps = np.arange(.01, .45, .01)
+    return next((d for d in steps if differences("20 each", classes, .5, .2, .02, .7, repeats, better=d) >= power), np.nan)
 
 
 def main():
@@ -87,7 +89,7 @@ def main():
     if "coverage" in args.what: print("intervals that hold, %\n", coverage_table(args.repeats).to_string(), flush=True)
     if "compare" in args.what: print("differences where there are none, %\n", compare_table(args.repeats).to_string(), flush=True)
     if "power" in args.what:
-        for c in (5, 10, 20, 50, 100): print(f"{c:4} classes: a difference of {100*least(c, args.repeats):.1f} points", flush=True)
+        for c in (5, 10, 20, 50, 100): print(f"{c:4} classes: a difference of {100*least(c, args.repeats):.0f} points", flush=True)
 
 
 if __name__ == "__main__": main()

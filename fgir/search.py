@@ -317,11 +317,13 @@ def compared(
 
 # %% ../nbs/02a_search.ipynb #916b8806
 def _distances(pair: Pair, rows: Tensor, columns: Tensor) -> Tensor:
-    "Euclidean distances (rows, k) of the queries to gallery rows, by subtraction in float64."
+    "Euclidean distances (rows, k) of the queries to gallery rows, by subtraction in float64, rounded to ten digits."
     q, size = pair.query[rows], max(1, 2**22 // (columns.shape[1] * pair.query.shape[1]))
     blocks = [(q[i:i + size, None].double() - pair.gallery[columns[i:i + size].to(pair.gallery.device)].to(q.device).double())
               for i in range(0, len(q), size)]
-    return torch.cat([block.norm(dim=2) for block in blocks])
+    away = torch.cat([block.norm(dim=2) for block in blocks])
+    large = away*(2.**20 + 1)
+    return large - (large - away)
 
 # %% ../nbs/02a_search.ipynb #dc5b9106
 def _nearest(pair: Pair, part: Chunk, s: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -490,12 +490,13 @@ def test_near_copies_are_in_the_order_of_their_distances(noise, dtype):
     away = np.sqrt(((long[:, None] - long)**2).sum(2))
     np.fill_diagonal(away, np.inf)
     order = np.argsort(away, 1, kind="stable")
-    for k in (1, 2, 7, 20):
+    for k in (2, 20):
         for spare in (None, 8):
             with starting_rough(spare): distances, rows = neighbours(x, k=k, metric="euclidean")
             assert (np.diff(distances) >= 0).all()
-            np.testing.assert_allclose(distances, np.take_along_axis(away, order, 1)[:, :k], rtol=1e-6)
-            assert dtype == np.float32 or (rows == order[:, :k]).mean() > .999
+            nearest = np.take_along_axis(away, order, 1)[:, :k]
+            np.testing.assert_allclose(distances, nearest, rtol=1e-6)
+            np.testing.assert_allclose(np.take_along_axis(away, rows, 1), nearest, rtol=1e-9)
 
 
 def test_clusters():
