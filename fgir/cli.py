@@ -185,10 +185,11 @@ def check_writable(folder: Path):
 
 def check_picture(picture: Path | None, force: bool = False):
     "Refuse a picture that cannot be drawn, for its ending or because it is there."
+    if not picture: return
+    refuse_existing([picture], force)
     endings = ('.png', '.jpg', '.jpeg', '.webp', '.pdf', '.svg')
-    if picture and picture.suffix.lower() not in endings:
+    if picture.suffix.lower() not in endings:
         raise ValueError(f'--picture {picture}: expected a name that ends with one of {", ".join(endings)}')
-    refuse_existing([picture] if picture else [], force)
 
 def refuse_existing(
     paths: Iterable[Path],  # files that are about to be written
