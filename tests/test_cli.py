@@ -246,25 +246,28 @@ def seen(monkeypatch):
 def defaults_of(help: str) -> dict:
     """Option and the default that a help text tells."""
     options = re.split(r'\n  (?=-)', help.partition('\nOptions:')[2])[1:]
-    return {re.match('[-a-z]+', text)[0]: re.search(r'default: (.*?)\]?$', ' '.join(text.split()))[1].strip('()').partition('; ')[0]
-            for text in options if 'default:' in text}
+    texts = (' '.join(text.split()) for text in options)
+    found = [(re.match('[-a-z]+', text)[0], re.search(r'default: (.*?)\]?$', text)) for text in texts]
+    return {option: default[1].strip('()').partition('; ')[0] for option, default in found if default}
 
 
-SETTING = {  # options that say "the recipe's", and which setting is theirs
-    '--backbone': 'backbone', '--from-scratch': 'pretrained', '--gd-config': 'net.gd_config', '--feature-dim': 'net.dim',
-    '--smoothing': 'loss.smoothing', '--temperature': 'loss.temperature', '--margin': 'loss.margin', '--warm-up': 'warm_up',
-    '--recalls': 'ks', '--batch-size': 'batch_size', '--epochs': 'epochs', '--size': 'size', '--lr': 'lr', '--valid': 'valid',
-    '--seed': 'seed', '--precision': 'precision'}
+SETTING = {  # options that say "the recipe's": nothing is changed then
+    f'--{name}' for name in 'backbone from-scratch gd-config feature-dim smoothing temperature margin warm-up recalls '
+    'batch-size epochs size lr valid seed precision'.split()}
 ACTS = {  # options with a default of their own: what the help says, and whether the command does so
-    '--data': ('auto', lambda m: m['table'].attrs['dataset'] == 'cub'), '--data-name': ('the layout', lambda m: m['prefix'][:4] == 'cub_'),
-    '--split': ('zero-shot where ROOT leaves a choice', lambda m: m['name'] == 'fgic' or 'zero-shot' in m['table'].attrs['split']),
+    '--data': ('auto', lambda m: m['table'].attrs['dataset'] == 'cub'),
+    '--data-name': ('the layout', lambda m: m['prefix'][:4] == 'cub_'),
+    '--split': ('zero-shot where ROOT leaves a choice',
+                lambda m: m['name'] == 'fgic' or 'zero-shot' in m['table'].attrs['split']),
     '--level': ('variant', lambda m: True), '--crop': ('off', lambda m: m['recipe']['crop'] is False),
     '--crop-type': ('uncropped', lambda m: m['recipe']['crop'] is False),
-    '--weights': ('its published weights, downloaded', lambda m: m['recipe']['weights'] is None and m['recipe']['pretrained']),
+    '--weights': ('its published weights, downloaded',
+                  lambda m: m['recipe']['weights'] is None and m['recipe']['pretrained']),
     '--undo': ('none', lambda m: m['undo'] == ()), '--set': ('none', lambda m: set(m['changes']) <= {'lr'}),
     '--processes': ('1', lambda m: True), '--log': ('none', lambda m: True), '--resume': ('off', lambda m: True),
     '--workers': ('one a core, at most 8', lambda m: m['loaders']['num_workers'] is None),
-    '--device': ('the GPU if there is one', lambda m: m['loaders']['device'] is None), '--skip-bad': ('stop at the first', lambda m: True),
+    '--device': ('the GPU if there is one', lambda m: m['loaders']['device'] is None),
+    '--skip-bad': ('stop at the first', lambda m: True),
     '--out': ('results', lambda m: str(m['out']) == 'results'), '--force': ('off', lambda m: True)}
 
 
@@ -273,9 +276,10 @@ def test_the_help_of_every_training_tells_the_defaults_that_act(fish, seen, tmp_
     monkeypatch.chdir(tmp_path)
     for name in RECIPES:
         told = defaults_of(run(capsys, 'train', name, '--help')[1])
-        refused(capsys, 'train', name, fish.attrs['root'], *(['--split', 'official'] if name == 'fgic' else []), says='as far as this')
-        assert told.keys() == SETTING.keys() | ACTS.keys()
-        for option, entry in SETTING.items(): assert told[option].startswith("the recipe's"), (option, told[option])
+        official = ['--split', 'official'] if name == 'fgic' else []
+        refused(capsys, 'train', name, fish.attrs['root'], *official, says='as far as this')
+        assert told.keys() == SETTING | ACTS.keys()
+        assert all(told[option].startswith("the recipe's") for option in SETTING)
         assert seen['recipe'] == get_recipe(name) and not seen['changes'].keys() - {'lr'}
         for option, (says, acts) in ACTS.items(): assert told[option] == says and acts(seen), (name, option, told[option])
     assert os.listdir() == []
@@ -319,6 +323,8 @@ def test_every_option_of_a_training_changes_its_setting(fish, seen, tmp_path, ca
         refused(capsys, 'train', name, fish.attrs['root'], *words, says='as far as this')
         key, _, part = entry.partition('.')
         assert str(seen['recipe'][key][part] if part else seen['recipe'][key]) == value, line
+    refused(capsys, 'train', 'sane', fish.attrs['root'], '--feature-dim', 8, '--set', 'net.dim=6',
+            says='--set net.dim and --feature-dim set the same')
 
 
 @pytest.mark.parametrize('words, says', [
@@ -355,7 +361,8 @@ def test_wandb_without_a_login_is_one_line(fish, tmp_path, capsys, monkeypatch):
 
 
 def test_counts_are_no_percentages(fish, tmp_path, capsys):
-    words = ['train', 'fgic', fish.attrs['root'], *'--split official --backbone test_resnet --from-scratch --size 32 --epochs 1'.split()]
+    small = '--split official --backbone test_resnet --from-scratch --size 32 --epochs 1'.split()
+    words = ['train', 'fgic', fish.attrs['root'], *small]
     status, out, err = run(capsys, *words, '--batch-size', 8, '--workers', 0, '--out', tmp_path, '--set', 'lr.head=0.1')
     counts = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(('train ', 'test '))}
     assert status == 0 and [counts['train'][0], counts['test'][0]] == ['16', '24'] and float(counts['test'][2]) > 20, out + err
