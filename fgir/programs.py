@@ -51,6 +51,7 @@ def _backbone_name(state: Mapping[str, Tensor], path: str | Path) -> str:
                          f'({n_blocks} blocks in layer3)')
     return 'resnext50_32x4d' if name == 'resnet50' and middle.shape[1] == 4 else name
 
+# %% ../nbs/08a_programs.ipynb #77aef040
 def _backbone_of(state: Mapping[str, Tensor], path: str | Path, **kwargs) -> nn.Module:
     "The backbone with these weights; ValueError names those that do not fit."
     net = create_backbone(_backbone_name(state, path), pretrained=False, **kwargs)

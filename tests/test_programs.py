@@ -410,6 +410,17 @@ def test_every_program_describes_by_model(tmp_path, birds, capsys):
     assert load_seed_model(tmp_path/next(iter(states)))[0].trained_crop is True
 
 
+def test_a_gallery_by_the_checkpoint_of_a_program(tmp_path, birds, capsys):
+    "fgir index builds with it, and opens it again by itself to search with a photograph."
+    theirs = trained(CGDProgram(get_model('resnet18'), 'SG', 48))
+    torch.save(theirs.state_dict(), tmp_path/'cub_uncropped_resnet50_SG_48_0.1_0.5_0.1_128_model.pth')
+    gallery, photo = str(tmp_path/'g.safetensors'), birds/'images/001.Bird_1/Bird_1_0000.jpg'
+    assert main(['index', 'build', str(birds), gallery, '--model', str(next(tmp_path.glob('*.pth')))]) == 0
+    capsys.readouterr()
+    assert main(['index', 'search', gallery, str(photo), '--json', '-k', '8']) == 0
+    assert len(json.loads(capsys.readouterr().out)) in (7, 8)
+
+
 ABLATIONS = dict(whole=[], eq5=['select=false'], other=['direction=out', 'loss=squared', 'lcc=false'])
 
 
