@@ -1,14 +1,22 @@
 "`fgir index`: build, change and search galleries from the shell, interrupted and at once."
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
+import typer
 from processes import begin
 
 import fgir.features
+import fgir.gallery
 from fgir import cli
 from fgir.features import Features
+from fgir.gallery import SOURCE, source_of
 from fgir.index import Index
 from fgir.synth import synth_dataset
 
@@ -91,6 +99,14 @@ def test_a_gallery_grows_and_answers_without_being_told_how(fish, gallery, capsy
     ('add {file} {root} --rows train', 'in the gallery already; --replace replaces it'),
     ('add {file} {root} --backbone resnet34 --rows test', 'weights'),
     ('remove {file} none.jpg', 'none.jpg is not in the gallery'),
+    ('add {dir}/none.safetensors {root}', 'none.safetensors: no such gallery'),
+    ('remove {dir}/none.safetensors a.jpg', 'none.safetensors: no such gallery'),
+    ('build {root} {dir}/g.safetensors --backbone resnet18 --kind hnsw --engine links=0', 'hnsw: links: expected a whole number'),
+    ('build {root} {dir}/g.safetensors --backbone resnet18 --kind hnsw --engine links=4 --engine links=5', 'one setting twice'),
+    ('search {file} {photo} --picture {dir}/found', 'found: expected a name that ends with .'),
+    ('search {file} {photo} --picture {dir}/found.xyz', 'found.xyz: expected a name that ends with .'),
+    ('search {file} {photo} --force', '--force: it goes with --picture'),
+    ('search {file} {photo} -k 0', '-k'),
     ('search {file} {photo} --where color=red', "no column 'color'"), ('search {file} {photo} --where red', 'COLUMN=VALUE'),
     ('search {file} {dir}/none.jpg', 'none.jpg'), ('info {dir}/none.safetensors', 'no such gallery'),
     ('info {dir}/none.db', "no gallery 'gallery'"), ('info {dir}/net.pth', 'expected a file .safetensors')])
@@ -180,3 +196,145 @@ def test_a_database_is_a_gallery_of_the_same_commands(fish, gallery, tmp_path, c
     said(capsys, 'index', 'remove', db, fish['path'][3])
     assert '47 images, 24 more' in said(capsys, 'index', 'add', db, fish.attrs['root'], '--rows', 'test', '--workers', 0)
     assert 'gallery' in said(capsys, 'index', 'build', gallery, db, status=1)
+
+
+# every option is used or refused
+
+def options(command):
+    "The options of a command of `fgir index`, by the name of their parameter."
+    found = typer.main.get_command(cli.app).commands['index'].commands[command].params
+    return {p.name: p for p in found if p.param_type_name == 'option' and p.name != 'help'}
+
+
+DESCRIBE = dict(
+    model='--model net.pth', backbone='--backbone resnet18', weights='--weights net.pth', pool='--pool M',
+    descriptor='--descriptor layers', data='--data cub', split='--split official', level='--level family', crop='--crop',
+    size='--size 40', tfms='--tfms squash', batch_size='--batch-size 2', workers='--workers 0', device='--device cpu',
+    skip_bad='--skip-bad')
+REFUSED = dict(build=DESCRIBE, add={k: v for k, v in DESCRIBE.items() if k not in ('crop', 'size', 'tfms')})
+USED = dict(
+    build=dict(kind='--kind hnsw', engine='--kind hnsw --engine links=5', array='--array max', rows='--rows test',
+               force='--force'),
+    add=dict(replace='--replace', rows='--rows test'))
+
+
+@pytest.mark.parametrize('command', ['build', 'add'])
+def test_with_a_file_of_features_each_option_is_used_or_refused(fish, tmp_path, capsys, command):
+    "A new option must be put into one of the tables."
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=(48, 8)).astype(np.float32) for name in ('embedding', 'max')}
+    file, gallery = Features(arrays, fish, dict(model='m')).save(tmp_path/'f.safetensors'), tmp_path/'g.safetensors'
+    assert options(command).keys() == USED[command].keys() | REFUSED[command].keys()
+    words = [file, gallery] if command == 'build' else [gallery, file]
+    def start(): Index.build(Features(arrays, fish, dict(model='m')).select(range(6)), 'embedding').save(gallery, force=True)
+    def outcome(more):
+        start() if command == 'add' or '--force' in more else gallery.unlink(missing_ok=True)
+        capsys.readouterr()
+        status = call('index', command, *words, *more.split())
+        return status, capsys.readouterr(), Index.load(gallery).info() if gallery.exists() else None
+    plain = outcome('')
+    for name, more in USED[command].items():
+        status, said, made = outcome(more)
+        assert name == 'force' or (status, made) != (plain[0], plain[2]), name
+    for name, more in REFUSED[command].items():
+        status, said, made = outcome(more)
+        assert status == 1 and said.err == f'fgir: {more.split()[0]}: {file} is described already\n', name
+    start()
+    assert call('index', 'build', file, gallery) == 1 and call('index', 'build', file, gallery, '--force') == 0
+
+
+@pytest.mark.parametrize('command', ['build', 'add'])
+def test_with_images_each_option_goes_to_what_it_is_for(fish, gallery, tmp_path, capsys, command, monkeypatch):
+    "What reads, describes and keeps images is called otherwise for each option."
+    calls, net = [], ['--backbone', 'resnet18', '--weights', str(gallery.parent/'net.pth')]
+    def note(name, result):
+        def noted(*args, **kwargs):
+            calls.append((name, repr(args), repr(kwargs)))
+            return result
+        return noted
+    described = Features.load(gallery).select(range(4))
+    monkeypatch.setattr(cli, 'read_data', note('read', fish))
+    monkeypatch.setattr(cli, 'load_descriptor', note('load', (None, dict(tfms='cgd'))))
+    monkeypatch.setattr(fgir.features, 'extract', note('extract', described))
+    monkeypatch.setattr(fgir.gallery, 'make_gallery', note('make', None))
+    monkeypatch.setattr(Index, 'add', note('add', None))
+    words = [fish.attrs['root'], tmp_path/'new.safetensors'] if command == 'build' else [gallery, fish.attrs['root']]
+    def outcome(more):
+        calls.clear()
+        status = call('index', command, *words, *more.split())
+        return status, [(name, args.replace('0x', ''), kwargs) for name, args, kwargs in calls]
+    here = gallery.parent
+    other = dict(model=f'--model {here}/net.pth', weights=f'--backbone resnet18 --weights {here}/none.pth', backbone='--backbone resnet34')
+    base = outcome(' '.join(net))
+    assert base[0] == 0 and len(base[1]) >= 3
+    for name, more in {**REFUSED[command], **USED[command]}.items():
+        if name == 'force': continue
+        alone = other.get(name, ' '.join([*net, more]))
+        assert outcome(alone)[1] != base[1], name
+
+
+SEARCH = dict(
+    k='-k 2', where='--where label=3', leave_self='--keep-self', box='--box 0 0 20 20', as_json='--json',
+    picture='--picture {dir}/p.png',
+    model='--model {dir}/net.pth', backbone='--backbone resnet34', weights='--weights {dir}/net.pth', pool='--pool M',
+    descriptor='--descriptor layers', device='--device meta', force='--force')
+
+
+def test_each_option_of_search_is_used_or_refused(fish, gallery, capsys, monkeypatch):
+    "Each changes what is called, what is printed or written, or ends the command with one line."
+    assert options('search').keys() == SEARCH.keys() and not options('remove') and not options('info')
+    words, calls = ['index', 'search', gallery, f"{fish.attrs['root']}/{fish['path'][3]}"], []
+    index = Index.load(gallery)
+    found = index.search(index.store.features['S'][:1], 3)
+    found.attrs['left_out'] = []
+    monkeypatch.setattr(cli, 'load_descriptor', lambda *a: calls.append(repr(a)) or (None, {}))
+    monkeypatch.setattr(Index, 'search_image', lambda self, *a, **how: calls.append(repr((a, how))) or found)
+    def outcome(more):
+        calls.clear()
+        capsys.readouterr()
+        return call(*words, *more.format(dir=gallery.parent).split()), capsys.readouterr(), list(calls)
+    plain = outcome('')
+    assert plain[0] == 0
+    for name, more in SEARCH.items():
+        status, said, called = outcome(more)
+        if name == 'picture': assert (gallery.parent/'p.png').stat().st_size
+        else: assert (status, said, called) != plain, name
+        assert status == 0 or said.err.startswith('fgir: ') and said.err.count('\n') == 1, name
+
+
+def test_a_database_refuses_what_it_does_not_have(fish, gallery, tmp_path, capsys):
+    for more, says in [('--force', '--force: a gallery in a database is not overwritten'),
+                       ('--kind hnsw', 'kind: Milvus Lite is flat; hnsw'), ('--engine links=3', 'flat: no setting links')]:
+        assert says in said(capsys, 'index', 'build', gallery, tmp_path/'g.db', *more.split(), status=1)
+    assert not (tmp_path/'g.db').exists()
+
+
+# the model of a gallery
+
+def test_a_gallery_finds_its_model_from_every_folder(fish, gallery, tmp_path, capsys, monkeypatch):
+    "Named by a relative path when it was made; moved, or taken to another machine beside the gallery; or lost."
+    photo, far = f"{fish.attrs['root']}/{fish['path'][3]}", tmp_path/'far'
+    monkeypatch.chdir(tmp_path)
+    said(capsys, 'index', 'build', fish.attrs['root'], 'near.safetensors', '--backbone', 'resnet18', '--weights', 'net.pth',
+         '--rows', 'train', '--size', 32, '--workers', 0)
+    far.mkdir()
+    monkeypatch.chdir(far)
+    assert said(capsys, 'index', 'search', tmp_path/'near.safetensors', photo)
+    for name in ('near.safetensors', 'net.pth'): (tmp_path/name).rename(far/name)
+    assert said(capsys, 'index', 'search', 'near.safetensors', photo)
+    monkeypatch.chdir(tmp_path)
+    assert said(capsys, 'index', 'search', far/'near.safetensors', photo)
+    (far/'net.pth').unlink()
+    err = said(capsys, 'index', 'search', far/'near.safetensors', photo, status=1)
+    assert err == (f'fgir: {tmp_path}/net.pth: no such file, but {far}/near.safetensors was described with it; '
+                   'give --weights FILE\n')
+
+
+@pytest.mark.parametrize('source, says', [
+    (dict(backbone='resnet18', weights='http://example.org/net.pth'), 'give --weights http://example.org/net.pth to fetch it'),
+    (dict(backbone='hf-hub:somebody/net'), 'give --backbone hf-hub:somebody/net to fetch it'),
+    (dict(model='none.safetensors'), 'none.safetensors: no such file'), (dict(model=5), 'not one of fgir'),
+    (dict(model='a.pth', backbone='resnet18'), 'a.pth: no such file'), ('x', 'not one of fgir'), ([1], 'not one of fgir')])
+def test_what_a_gallery_of_somebody_else_names_is_not_fetched(source, says):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(says)):
+        source_of(dict(source=source), 'g.safetensors', **dict.fromkeys(SOURCE))
