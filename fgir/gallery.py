@@ -116,6 +116,7 @@ def part_of(gallery: str, descriptor, table, cut: dict) -> Path:
     work = work_of(table, _record(descriptor, table, **cut, newest=newest))
     return Path(f'{gallery.replace("://", "_").replace(":", "_")}.{work}.new.safetensors')
 
+# %% ../nbs/10a_gallery.ipynb #2c7515f6
 def say_other_work(own: Path) -> None:
     "Name what interrupted commands have left beside a gallery, but for those that are at it."
     kept = re.compile(re.escape(own.name.rsplit('.', 3)[0]) + r'\.[0-9a-f]{12}\.new\.safetensors')
@@ -123,6 +124,7 @@ def say_other_work(own: Path) -> None:
     for file in map(own.with_name, sorted(others)):
         if not in_use(file): say(f'{file}: from another command that was interrupted; it is kept, delete it if nobody needs it')
 
+# %% ../nbs/10a_gallery.ipynb #4b5619ee
 @contextmanager
 def keep_described(descriptor, table, gallery: str, cut: dict, **how) -> Iterator['Features']:
     "Describe images into a file beside a gallery, or open what an interrupted command left there; gone after the block."

@@ -496,6 +496,7 @@ def read_engine(file: OpenFile, kind: str) -> faiss.Index:
     except (RuntimeError, AssertionError, MemoryError) as e:
         raise ValueError(f'its engine cannot be read ({str(e).strip().splitlines()[:1]})') from None
 
+# %% ../nbs/07_index.ipynb #56611089
 def check_engine(store: FaissStore) -> FaissStore:
     "The store, if its engine is one over its vectors; else ValueError."
     x, engine = store.features[store.name], store.engine
@@ -523,6 +524,7 @@ def read_store(file: OpenFile, verify: bool = True) -> FaissStore:
         if kind == 'flat': return faiss_store(features, name, kind, settings)
         return check_engine(FaissStore(features, name, kind, settings, read_engine(file, kind), gone))
 
+# %% ../nbs/07_index.ipynb #5ee8b18c
 def load_store(
     path: Path,
     verify: bool = True,  # read all of it and compare the checksum; else only what is needed

@@ -404,7 +404,7 @@ def with_metadata(**changes):
     ('features', with_metadata(record=dict(source='resnet18')), 'record.source: expected'),
     ('features', with_metadata(record=dict(source=dict(model=5))), 'record.source.model: expected text'),
     ('features', with_metadata(about=dict(names='x', columns=[])), 'about.names: expected a list'),
-    ('features', with_metadata(about=dict(names=['y'], columns=[])), "no array 'y' in it"),
+    ('features', with_metadata(about=dict(names=['y'], columns=[])), "array 'y' is not in it"),
     ('features', with_metadata(about='{'), 'about: not JSON'), ('features', with_metadata(about='[' * 10**5), 'about: not JSON'),
     ('features', lambda d: d.replace(b'"F32", ', b'"BF16",').replace(b'[40, 8]', b'[40,16]'), 'BF16'),
     ('features', lambda d: d.replace(b'"F32"', b'"F99"'), 'type that is not known'),
