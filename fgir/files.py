@@ -175,8 +175,9 @@ def write_atomic(path: str | Path) -> Iterator[Path]:
             yield tmp
             os.replace(tmp, path)
     except OSError as e:
-        ours = e.errno and e.filename in (None, str(tmp), tmp)
-        if ours: e.filename, e.filename2 = str(path), None
+        if e.errno and e.filename in (None, str(tmp), tmp):
+            e.filename = str(path)
+            del e.filename2
         raise
 
 # %% ../nbs/00d_files.ipynb #45a0891e
@@ -382,11 +383,14 @@ def lay_out(
     text = json.dumps({'__metadata__': dict(metadata), **entries}).encode()
     text += b' '*(-len(text) % 8)
     with open(path, 'w+b') as f:
-        f.write(len(text).to_bytes(8, 'little') + text)
         _take_room(f, 8 + len(text) + end)
+        f.write(len(text).to_bytes(8, 'little') + text)
+        f.flush()
         return {name: _map_entry(f, 8 + len(text), entry) for name, entry in entries.items()}
 
 def _take_room(f, size: int) -> None:
-    "Make a file that long, with room on the disk for all of it."
-    f.truncate(size)
-    if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, size)
+    "Make a file that long, with room on the disk for all of it; an error names it."
+    try:
+        f.truncate(size)
+        if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, size)
+    except OSError as e: raise OSError(e.errno, e.strerror, str(f.name)) from None
