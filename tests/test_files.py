@@ -237,6 +237,18 @@ def test_where_locks_are_not_supported_nothing_is_removed(tmp_path, monkeypatch)
     assert sorted(tmp_path.iterdir()) == sorted([*before, path]) and path.read_text() == 'new'
 
 
+def test_a_full_disk_is_named_once(tmp_path, monkeypatch):
+    "Also where several files are written together."
+    def full(*_): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(files.os, 'posix_fallocate', full)
+    net = RetrievalNet(create_backbone('test_resnet', pretrained=False), dim=4)
+    path = tmp_path/'f.safetensors'
+    for save in (lambda p: save_model(net, p), gallery().save, Index.build(gallery()).save):
+        with pytest.raises(OSError) as e: save(path)
+        assert str(e.value) == f"[Errno 28] No space left on device: '{path}'"
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_are_as_open_as_the_user_wants(tmp_path):
     before = os.umask(0o027)
     try:
@@ -404,7 +416,7 @@ def with_metadata(**changes):
     ('features', with_metadata(record=dict(source='resnet18')), 'record.source: expected'),
     ('features', with_metadata(record=dict(source=dict(model=5))), 'record.source.model: expected text'),
     ('features', with_metadata(about=dict(names='x', columns=[])), 'about.names: expected a list'),
-    ('features', with_metadata(about=dict(names=['y'], columns=[])), "no array 'y' in it"),
+    ('features', with_metadata(about=dict(names=['y'], columns=[])), "array 'y' is not in it"),
     ('features', with_metadata(about='{'), 'about: not JSON'), ('features', with_metadata(about='[' * 10**5), 'about: not JSON'),
     ('features', lambda d: d.replace(b'"F32", ', b'"BF16",').replace(b'[40, 8]', b'[40,16]'), 'BF16'),
     ('features', lambda d: d.replace(b'"F32"', b'"F99"'), 'type that is not known'),
