@@ -379,6 +379,7 @@ def forget(part: Path):
     "Remove a part, the marks of its rows, and its lock."
     for file in (part, part.with_suffix(".done"), lock_of(part)): file.unlink(missing_ok=True)
 
+# %% ../nbs/03a_features.ipynb #e1af28c3
 @patch
 @contextmanager
 def working(self: _Store, force: bool = False) -> Iterator[None]:

@@ -345,8 +345,9 @@ class SaveBest(SaveModelCallback):
     def before_fit(self):
         super().before_fit()
         self.run, (train, valid) = self.learn.in_run, (getattr(dl, 'table', None) for dl in self.dls.loaders[:2])
-        self.counts = (0, 0) if valid is None else held_out(valid, train)
-        self.keep_last = valid is not None and not self.strict and too_few(*self.counts)
+        known = train is not None and valid is not None
+        self.counts = held_out(valid, train) if known else (0, 0)
+        self.keep_last = known and not self.strict and too_few(*self.counts)
 
     def after_epoch(self):
         if self.picked_epoch() == len(self.recorder.values): self._save(self.fname)
