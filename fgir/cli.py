@@ -758,7 +758,7 @@ def print_accuracy(found: 'pd.DataFrame'):  # from `finish_fgic`
     print(percent.to_string(float_format='%.2f'))
 
 # %% ../nbs/10_cli.ipynb #f9a77be6
-PARTS = dict(gd_config='net.gd_config', feature_dim='net.feature_dim', smoothing='loss.smoothing',
+PARTS = dict(gd_config='net.gd_config', feature_dim='net.feature_dim', dim='net.dim', smoothing='loss.smoothing',
              temperature='loss.temperature', margin='loss.margin')  # options that are parts of a setting
 
 def changes_of(
@@ -766,7 +766,7 @@ def changes_of(
     **options,  # settings that have a word of their own; None where not given
 ) -> dict:
     "What a command line changes in a recipe."
-    words = dict(ks='--recalls', pretrained='--from-scratch')
+    words = dict(ks='--recalls', pretrained='--from-scratch', dim='--feature-dim')
     said = [(words.get(k, f"--{k.replace('_', '-')}"), PARTS.get(k, k), v) for k, v in given(**options).items()]
     changes = join_settings(said + [(f'--set {e}', e, v) for text in settings for e, v in parse_setting(text)])
     if changes.get('weights') and changes.get('pretrained') is False:
@@ -812,11 +812,10 @@ def recipe(
     name, undo = ctx.info_name, undo if undo in (None, 'all') else undo.split(',')
     changes = changes_of(
         settings, backbone=backbone, weights=weights, pretrained=False if from_scratch else None,
-        crop=is_cropped(crop, crop_type), gd_config=gd_config, feature_dim=feature_dim, smoothing=smoothing,
+        crop=is_cropped(crop, crop_type), gd_config=gd_config, smoothing=smoothing,
         temperature=temperature, margin=margin, warm_up=warm_up, batch_size=batch_size, epochs=epochs, size=size,
         lr=lr, seed=seed, precision=precision, ks=recalls and parse_ranks(recalls, '--recalls'),
-        valid=valid and parse_valid(valid))
-    if name != 'cgd' and 'feature_dim' in changes.get('net', {}): changes['net']['dim'] = changes['net'].pop('feature_dim')
+        valid=valid and parse_valid(valid), **{'feature_dim' if name == 'cgd' else 'dim': feature_dim})
     from fgir.recipes import get_recipe
 
     r = get_recipe(name, undo or (), **changes)

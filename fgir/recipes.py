@@ -628,17 +628,17 @@ def train_accuracy_of(loss: nn.Module):
 # %% ../nbs/04a_recipes.ipynb #80273d78
 def _schedule_note(r: dict) -> str:
     "What a program would do with its schedule in a run of another length; '' where nothing differs."
-    s, length = r['schedule'], r['epochs'] or r['steps']
-    known = RECIPES.get(r['recipe'], {})
+    s, known = r['schedule'], RECIPES.get(r['recipe'], {})
     if s != known.get('schedule') or r['source'] in ('fgir', 'seed 002'): return ''
-    if s['name'] == 'cosine' and length != known['epochs']:
-        return f"The cosine ends after {length} epochs; the program's ends after {known['epochs']}, always."
-    if s['name'] != 'steps' or length == s['of']: return ''
-    first, last = s['at'][0], max(length, s['of'])
-    at = s['at'] if r['steps'] else list(range(first, last, first))
+    unit, whole = ('steps', known['steps']) if known.get('steps') else ('epochs', known.get('epochs', 20))
+    length = r[unit]
+    if length == whole or s['name'] not in ('steps', 'cosine'): return ''
+    note = f"The rate's schedule of {whole} {unit} is stretched to {length or 'the run'}"
+    if length is None or s['name'] == 'cosine': return f'{note}; the program would keep it as it is.'
+    first = s['at'][0]
+    at = s['at'] if unit == 'steps' else list(range(first, max(length, whole), first))
     at = str(at).replace(' ', '')
-    return (f"The schedule of {s['of']} is stretched to {length}; the program would keep its places: "
-            f'schedule.of={length} schedule.at={at}')
+    return f'{note}; the program would keep its places: --set schedule.of={length} --set schedule.at={at}'
 
 # %% ../nbs/04a_recipes.ipynb #cbfb93f2
 def learner_from_recipe(
@@ -701,7 +701,8 @@ def _take_up(self: RetrievalLearner, path: Path) -> int:
     if not _list_of(_is_text)(columns) or not _whole(0)(before or 0): raise damaged
     if not _list_of(lambda row: _list_of(_is_number)(row) and len(row) <= len(columns))(rows): raise damaged
     try: return self.load_state(path.stem)
-    except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as e: raise damaged from e
+    except (AttributeError, LookupError, TypeError, RuntimeError, ValueError) as e:
+        raise e if str(path) in str(e) else damaged from e
 
 # %% ../nbs/04a_recipes.ipynb #edfbbbdf
 @patch
@@ -823,7 +824,7 @@ def run_seeds(
     bars: bool = True,       # show the progress of each run
     **kwargs,                # to `learner_from_recipe`
 ) -> pd.DataFrame:           # a row a seed with R@K as fractions, then 'mean' and 'sd'
-    "Train a recipe with each of `seeds`, going on with runs that are there; Recall@K on the test images, mean, deviation."
+    "Recall@K on the test images for each of `seeds`, their mean and standard deviation; runs that are there go on."
     rows = {}
     for seed in seeds:
         learn = learner_from_recipe(recipe, table, seed=seed, **kwargs)

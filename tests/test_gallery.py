@@ -1,10 +1,6 @@
 "`fgir index`: build, change and search galleries from the shell, interrupted and at once."
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
