@@ -250,6 +250,7 @@ def test_a_full_disk_is_named_and_what_was_there_stays(table, whole, tmp_path):
         right, kind, message = heard(here)
         child.join(20)
         assert right, f'{kind}: {message}'
+        assert child.exitcode == 0
         assert str(tmp_path/file) in message and re.search('too large|No space', message) and '\n' not in message
         assert not list(tmp_path.glob('.*'))
         assert_whole(tmp_path)
