@@ -260,7 +260,8 @@ def test_with_images_each_option_goes_to_what_it_is_for(fish, gallery, tmp_path,
         status = call('index', command, *words, *more.split())
         return status, [(name, args.replace('0x', ''), kwargs) for name, args, kwargs in calls]
     here = gallery.parent
-    other = dict(model=f'--model {here}/net.pth', weights=f'--backbone resnet18 --weights {here}/none.pth', backbone='--backbone resnet34')
+    other = dict(model=f'--model {here}/net.pth', weights=f'--backbone resnet18 --weights {here}/none.pth',
+                 backbone='--backbone resnet34')
     base = outcome(' '.join(net))
     assert base[0] == 0 and len(base[1]) >= 3
     for name, more in {**REFUSED[command], **USED[command]}.items():

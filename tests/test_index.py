@@ -280,11 +280,12 @@ def test_what_was_added_is_found(kind, data):
     assert found_of(index, features['x'][::50], np.arange(2000), features['x']) >= dict(flat=1, hnsw=.95, ivfpq=.9)[kind]
 
 
-def test_ivfpq_learns_again_when_much_was_added(tmp_path, monkeypatch):
-    "Until then, also in a file, what it has not learned is compared one by one."
+@pytest.mark.parametrize('kind', ['hnsw', 'ivfpq'])
+def test_an_engine_takes_in_what_was_added_when_it_is_much(tmp_path, monkeypatch, kind):
+    "Until then, also in a file, what it does not know is compared one by one."
     monkeypatch.setattr(fgir.index, 'FEW', 500)
     features = in_order('clustered')
-    x, index = features['x'], Index.build(features.select(range(300)), kind='ivfpq', **SMALL['ivfpq'])
+    x, index = features['x'], Index.build(features.select(range(300)), kind=kind, **SMALL[kind])
     for end, known in ((600, 300), (800, 300), (850, 850), (1300, 850)):
         index.add(features.select(range(len(index), end)))
         index = again(index, tmp_path)
@@ -296,7 +297,8 @@ def test_ivfpq_learns_again_when_much_was_added(tmp_path, monkeypatch):
 
 def test_an_engine_of_other_rows_is_refused():
     store = Index.build(many(300), kind='hnsw').store
-    for kind, features in (('hnsw', many(299)), ('hnsw', many(300, d=8)), ('ivfpq', many(300)), ('flat', many(300))):
+    others = ('hnsw', many(299)), ('flat', many(301)), ('hnsw', many(300, d=8)), ('ivfpq', many(300)), ('flat', many(300))
+    for kind, features in others:
         words = f'engine: it is not one of {kind} over'
         with pytest.raises(ValueError, match=words): FaissStore(features, 'x', kind, {}, store.engine)
 
