@@ -141,7 +141,7 @@ class FaissStore:
         self.settings = complete_settings(self.kind, self.settings)
         if self.gone is None: self.gone = np.zeros(len(self.features), bool)
         n, engine = len(self.features), self.engine
-        known = engine.ntotal == n or self.kind == 'ivfpq' and engine.ntotal < n
+        known = engine.ntotal == n or self.kind != 'flat' and engine.ntotal < n
         if not (isinstance(engine, CLASSES[self.kind]) and engine.d == self.dim and known and self.gone.shape == (n,)):
             raise ValueError(f'engine: it is not one of {self.kind} over these {n} rows of {self.dim} numbers')
 
@@ -203,7 +203,8 @@ def _compared(query: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int) 
 @patch
 def _exactly(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The k best of the rows in a mask; all of them are compared."
-    if self.kind == 'ivfpq': return _compared(query, self.features[self.name], np.flatnonzero(mask), k)
+    if self.kind == 'ivfpq' or self.engine.ntotal < len(mask):
+        return _compared(query, self.features[self.name], np.flatnonzero(mask), k)
     engine = self.engine if self.kind == 'flat' else faiss.downcast_index(self.engine.storage)
     return _sorted(*_ask(engine, query, k, faiss.SearchParameters(sel=_selector(mask))), k)
 
@@ -228,18 +229,20 @@ def _walked(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tu
     rows = np.where(mask[rows], rows, -1)
     scores, rows = _sorted(np.where(rows < 0, -np.inf, scores), rows, k)
     again = self._missed(query, scores, rows, mask)
-    if again.any(): scores[again], rows[again] = self._exactly(query[again], k, mask)
+    if again.any():
+        storage, how = faiss.downcast_index(self.engine.storage), faiss.SearchParameters(sel=_selector(mask))
+        scores[again], rows[again] = _sorted(*_ask(storage, query[again], k, how), k)
     return scores, rows
 
 # %% ../nbs/07_index.ipynb #9577a78b
 @patch
 def _coded(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> np.ndarray:
     "Candidates (Q, n) of a mask's rows by the codes of IVF-PQ, -1 where there are no more."
-    known, last = self.engine.ntotal, self.engine.nlist
-    rows, left = np.full((len(query), min(max(60*k, 600), known)), -1), np.arange(len(query))
+    last = self.engine.nlist
+    rows, left = np.full((len(query), min(max(60*k, 600), len(mask))), -1), np.arange(len(query))
     cells = min(self.settings['look'] or max(32, last//16), last)
     while len(left):
-        how, before = faiss.SearchParametersIVF(nprobe=cells, sel=_selector(mask[:known])), rows[left, :k]
+        how, before = faiss.SearchParametersIVF(nprobe=cells, sel=_selector(mask)), rows[left, :k]
         rows[left] = _ask(self.engine, query[left], rows.shape[1], how)[1]
         changed = (rows[left, :k] != before).any(1) | (rows[left, :k] < 0).any(1)
         left = left[changed] if cells < last else left[:0]
@@ -249,17 +252,24 @@ def _coded(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> np.
 # %% ../nbs/07_index.ipynb #f8d1af34
 @patch
 def _decoded(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "The k best of a mask's rows by IVF-PQ, and of those that it has not learned."
-    vectors, known = self.features[self.name], self.engine.ntotal
-    rows = self._coded(query, k, mask)
+    "The k best of a mask's rows by IVF-PQ."
+    rows, vectors = self._coded(query, k, mask), self.features[self.name]
     scores = [np.where(r < 0, -np.inf, unit_rows(vectors[r.clip(0)], 'gallery') @ q) for q, r in zip(query, rows, strict=True)]
-    found, new = (np.array(scores, np.float32).reshape(rows.shape), rows), known + np.flatnonzero(mask[known:])
-    if len(new): found = (np.concatenate(pair, 1) for pair in zip(found, _compared(query, vectors, new, k), strict=True))
-    return _sorted(*found, k)
+    return _sorted(np.array(scores, np.float32).reshape(rows.shape), rows, k)
 
 # %% ../nbs/07_index.ipynb #4d33a94d
 FEW = 20_000  # rows that are compared one by one rather than searched
 
+@patch
+def _searched(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The k best of a mask's rows: by the engine, and of those that it does not know, one by one."
+    known, vectors = self.engine.ntotal, self.features[self.name]
+    search = self._walked if self.kind == 'hnsw' else self._decoded
+    found, new = search(query, min(k, known), mask[:known]), known + np.flatnonzero(mask[known:])
+    if len(new): found = (np.concatenate(pair, 1) for pair in zip(found, _compared(query, vectors, new, k), strict=True))
+    return _sorted(*found, k)
+
+# %% ../nbs/07_index.ipynb #3b20153a
 @patch
 def nearest(
     self: FaissStore,
@@ -272,8 +282,9 @@ def nearest(
     n = int(mask.sum())
     k = min(k, n)
     if not k: return np.empty((len(query), 0), np.float32), np.empty((len(query), 0), int)
-    if self.kind == 'flat' or n <= min(FEW, len(mask) - 1): return self._exactly(query, k, mask)
-    return self._walked(query, k, mask) if self.kind == 'hnsw' else self._decoded(query, k, mask)
+    if self.kind == 'flat' or not self.engine.ntotal or n <= min(FEW, len(mask) - 1):
+        return self._exactly(query, k, mask)
+    return self._searched(query, k, mask)
 
 # %% ../nbs/07_index.ipynb #e5893d23
 class Index:
@@ -519,13 +530,12 @@ def remove(self: FaissStore, paths: Sequence[str]):
 
 # %% ../nbs/07_index.ipynb #0bb7a413
 @patch
-def _follow(self: FaissStore, first: int):
-    "Have the engine know the rows from `first` on: at once, or if it must learn, when there are more than `FEW`."
-    vectors = self.features[self.name]
-    if self.kind != 'ivfpq':
-        for i in range(first, len(vectors), BLOCK): self.engine.add(unit_rows(vectors[i:i + BLOCK], 'features', i - first))
-    elif len(vectors) - self.engine.ntotal > FEW:
-        self.engine = faiss_store(self.features, self.name, self.kind, self.settings).engine
+def _follow(self: FaissStore):
+    "Have the engine know all rows: a flat one takes them in, another is made again when there are more than `FEW` new ones."
+    vectors, known = self.features[self.name], self.engine.ntotal
+    if self.kind == 'flat':
+        for i in range(known, len(vectors), BLOCK): self.engine.add(unit_rows(vectors[i:i + BLOCK], 'gallery', i))
+    elif len(vectors) - known > FEW: self.engine = faiss_store(self.features, self.name, self.kind, self.settings).engine
 
 @patch
 def add(self: FaissStore, vectors: np.ndarray, more: pd.DataFrame):
@@ -537,7 +547,7 @@ def add(self: FaissStore, vectors: np.ndarray, more: pd.DataFrame):
     self.remove(more['path'])
     self.features = Features({self.name: array}, table, old.record)
     self.gone = np.concatenate([self.gone, np.zeros(len(more), bool)])
-    self._follow(n)
+    self._follow()
 
 # %% ../nbs/07_index.ipynb #0a377e37
 @patch
