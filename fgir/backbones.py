@@ -372,6 +372,7 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], source: str):
     if wrong: raise ValueError(f"{source} does not fit {net.name}, {len(wrong)} keys: {', '.join(wrong[:3])}"
                                f"{', …' if len(wrong) > 3 else ''}")
     net.load_state_dict({k: state[k].reshape(v.shape) for k, v in own.items()}, strict=False)
+    net.pretraining = source if _is_address(source) else f'file {Path(source).name}'
 
 # %% ../nbs/01_backbones.ipynb #38531a99
 _WHERE = '{0} has no weights at a stable address: pass weights=FILE with {1}, or pretrained=False'

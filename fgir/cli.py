@@ -633,7 +633,8 @@ Epochs = of_recipe(int, 'Times through the training images.', '--epochs', '--num
 Side = of_recipe(int, 'Side of the network input, pixels.', min=1, metavar='PIXELS')
 Rate = of_recipe(float, 'Learning rate of all parameters.', metavar='X')
 Valid = of_recipe(str, 'How the epoch is picked: a share of the training classes (of fgic: images) to hold out; test, '
-                  'which picks on the test images; last, which picks none.', metavar='X')
+                  'which picks on the test images; last, which picks none. Of few classes images are held out, of '
+                  'few images nothing.', metavar='X')
 Precision = of_recipe(str, 'float32, bf16 or fp16, where that is safe.', metavar='NAME')
 RunSeed = of_recipe(int, 'Of everything random.', '--seed', min=0, metavar='N')
 
@@ -1049,7 +1050,8 @@ def save_pictures(features: 'Features', row: int | None, image: Path, out: Path,
 @app.command()
 def search(
     image: argument(Path, 'IMAGE', 'The photograph to search with.'),
-    features: option(Path, 'Gallery: a file of `fgir extract` or `fgir train`.', metavar='FILE'),
+    features: option(Path, 'Gallery: a file of `fgir extract` or `fgir train`, or of a program: JSON of CFGA, '
+                     '*_data_base.pth of CGD and PP.', metavar='FILE'),
     model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
     descriptor: Descriptor = None,
     array: option(str | None, 'Array to search in.', metavar='NAME', default='the only one, or embedding') = None,
@@ -1069,10 +1071,10 @@ def search(
     elif box or device: raise ValueError('--box and --device go with --model or --backbone')
     if metric and not pictures: raise ValueError('--metric goes with --pictures')
     check_picture(picture, force)
-    from fgir.features import Features
     from fgir.index import Index
+    from fgir.programs import read_features
 
-    known = Features.load(features)
+    known = read_features(features)
     gallery = known.select('gallery') if 'gallery' in set(known.table['split']) else known
     index, row = Index.build(gallery, pick_array(gallery, array)), find_row(known, image)
     if row is None and not any(described_by):
