@@ -415,6 +415,18 @@ def as_described(
         raise ValueError(f'tfms: the gallery was made with {how["tfms"]!r}; give one of {", ".join(TRANSFORMS)}')
     return how
 
+# %% ../nbs/07_index.ipynb #163e87e3
+@patch
+def present(self: FaissStore, paths: Sequence[str]) -> list[str]:
+    "Which of some paths are there."
+    there = set(self.features.table['path'][~self.gone])
+    return [p for p in paths if p in there]
+
+@patch
+def remove(self: FaissStore, paths: Sequence[str]):
+    "Mark images as gone."
+    self.gone = self.gone | self.features.table['path'].isin(set(paths)).to_numpy()
+
 # %% ../nbs/07_index.ipynb #a3e0cb89
 def _spellings(photo: str | Path, root: str | None) -> list[str]:
     "The paths by which a gallery whose folder is `root` may name a file."
@@ -442,7 +454,7 @@ def _without(found: pd.DataFrame, own: Sequence[str], k: int) -> pd.DataFrame:
     "The first `k` answers to one query that are not `own`, which `attrs['left_out']` lists."
     kept = found[~found['path'].isin(own)].head(k).reset_index(drop=True)
     kept['rank'] = np.arange(1, len(kept) + 1)
-    kept.attrs = {**found.attrs, 'left_out': list(own)}
+    kept.attrs = {**found.attrs, 'left_out': [p for p in own if p in set(found['path'])]}
     return kept
 
 @patch
@@ -515,18 +527,6 @@ def shape(self: FaissStore, names: Sequence[str]) -> tuple[list[str], str | None
     table, known = self.features.table, self.classes(gone=True)
     numbers = {name: known[name] for name in dict.fromkeys(names) if name in known}
     return list(table), table.attrs.get('root'), numbers, 1 + max(known.values(), default=-1)
-
-# %% ../nbs/07_index.ipynb #163e87e3
-@patch
-def present(self: FaissStore, paths: Sequence[str]) -> list[str]:
-    "Which of some paths are there."
-    there = set(self.features.table['path'][~self.gone])
-    return [p for p in paths if p in there]
-
-@patch
-def remove(self: FaissStore, paths: Sequence[str]):
-    "Mark images as gone."
-    self.gone = self.gone | self.features.table['path'].isin(set(paths)).to_numpy()
 
 # %% ../nbs/07_index.ipynb #0bb7a413
 @patch
