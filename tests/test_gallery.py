@@ -102,7 +102,6 @@ def test_a_gallery_grows_and_answers_without_being_told_how(fish, gallery, capsy
     ('search {file} {photo} --picture {dir}/found', 'found: expected a name that ends with .'),
     ('search {file} {photo} --picture {dir}/found.xyz', 'found.xyz: expected a name that ends with .'),
     ('search {file} {photo} --force', '--force: it goes with --picture'),
-    ('search {file} {photo} -k 0', '-k'),
     ('search {file} {photo} --where color=red', "no column 'color'"), ('search {file} {photo} --where red', 'COLUMN=VALUE'),
     ('search {file} {dir}/none.jpg', 'none.jpg'), ('info {dir}/none.safetensors', 'no such gallery'),
     ('info {dir}/none.db', "no gallery 'gallery'"), ('info {dir}/net.pth', 'expected a file .safetensors')])
