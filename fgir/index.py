@@ -655,16 +655,14 @@ def read_engine(file: OpenFile, kind: str) -> faiss.Index:
         raise ValueError(f'its engine cannot be read ({str(e).strip().splitlines()[:1]})') from None
 
 # %% ../nbs/07_index.ipynb #56611089
-def check_engine(store: FaissStore) -> FaissStore:
-    "The store, if its engine is one over its vectors; else ValueError."
-    x, engine = store.features[store.name], store.engine
-    if (engine.ntotal, engine.d) != x.shape:
-        raise ValueError(f'its engine has {engine.ntotal} rows of {engine.d} numbers, {store.name!r} is {x.shape}')
+def _sound(store: FaissStore) -> FaissStore:
+    "The store, if its engine can be searched as it is; else ValueError."
+    engine = store.engine
     if engine.metric_type != faiss.METRIC_INNER_PRODUCT or not engine.is_trained:
         raise ValueError('its engine is not one for inner products that was trained')
     if store.kind == 'hnsw':
         links = faiss.vector_to_array(engine.hnsw.neighbors)
-        if links.max(initial=-1) >= len(x) or links.min(initial=0) < -1 or engine.hnsw.entry_point >= len(x):
+        if links.max(initial=-1) >= engine.ntotal or links.min(initial=0) < -1 or engine.hnsw.entry_point >= engine.ntotal:
             raise ValueError('its engine has links to rows that are not there')
     return store
 
@@ -680,7 +678,7 @@ def read_store(file: OpenFile, verify: bool = True) -> FaissStore:
         gone = np.array(file.array('index.gone'))
         if gone.dtype != bool or gone.shape != (len(features),): raise ValueError(f'index.gone is {gone.dtype} {gone.shape}')
         if kind == 'flat': return faiss_store(features, name, kind, settings)
-        return check_engine(FaissStore(features, name, kind, settings, read_engine(file, kind), gone))
+        return _sound(FaissStore(features, name, kind, settings, read_engine(file, kind), gone))
 
 # %% ../nbs/07_index.ipynb #5ee8b18c
 def load_store(

@@ -409,7 +409,7 @@ def serve(
         import_module('matplotlib').use('Agg')
         opened = shell.open_gallery(gallery)
         folders = served_folders(opened, folder)
-        page = search_page(opened, shell.make_descriptor(shell.source_of(opened.record, **named), device)[0], folders)
+        page = search_page(opened, shell.make_descriptor(shell.source_of(opened.record, gallery, **named), device)[0], folders)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         url = open_page(page, host, port, max_mb, name)
         print(f'{gallery}: {url}, images of {", ".join(map(str, folders))}; Ctrl-C ends it', flush=True)
