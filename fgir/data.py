@@ -110,7 +110,7 @@ def make_table(
     if labels.dtype.kind not in 'iu':
         raise ValueError(f'labels: expected integers, found {labels.dtype}')
     splits = splits if isinstance(splits, str) else list(splits)
-    table = pd.DataFrame({'path': list(paths), 'label': labels.astype(np.int64), 'name': list(names), 'split': splits})
+    table = pd.DataFrame({'path': list(paths), 'label': labels.astype(np.int64), 'name': [str(n) for n in names], 'split': splits})
     if boxes is not None:
         table[BOX] = np.asarray(boxes, dtype=float)
     _check_table(table, [f'row {i}' for i in range(len(table))] if where is None else where)

@@ -151,7 +151,7 @@ RUN = textwrap.dedent('''
     learn = cgd_learner(read_cub(sys.argv[1]), 'synth', feature_dim=16, batch_size=8, epochs=4, backbone='resnet18',
                         pretrained=False, size=32, valid=.5, out=sys.argv[2], num_workers=0)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(resume=True)
-    print('epochs:', len(learn.recorder.iters))
+    print('trained:', len(learn.recorder.iters))
 ''')
 
 
@@ -164,7 +164,7 @@ def finish(process):
     "The number of epochs that the process trained."
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    return int(out.split('epochs:')[1])
+    return int(out.split('trained:')[1])
 
 
 def test_killed_run_resumes_to_the_same_statistics(table, tmp_path):
