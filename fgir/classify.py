@@ -114,7 +114,7 @@ class AccuracyEval(Callback):
     def before_validate(self): self.hits = {k: [] for k in self.ks}
 
     def after_pred(self):
-        if self.training: return
+        if self.training or not self.yb: return
         for k in self.ks: self.hits[k].append(top_k_hits(self.pred.detach().float(), self.y, k))
 
     def after_validate(self): self.values = {k: torch.cat(h).float().mean().item() for k, h in self.hits.items() if h}

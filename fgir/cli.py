@@ -19,9 +19,9 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'save_demo', 'demo', 'prepare', 'recipes', 'leaves', 'parse_setting', 'join_settings', 'of_recipe',
            'check_rows', 'check_test_rows', 'logger_of', 'start_wandb', 'is_one_of_several', 'one_of_several',
            'in_processes', 'fit_and_log', 'score', 'print_accuracy', 'changes_of', 'is_cropped', 'make_learner',
-           'recipe', 'classify', 'say_skipped', 'cfga_settings', 'extract', 'name_files', 'print_rerank',
-           'parse_measures', 'evaluate', 'pick_array', 'find_row', 'box_of', 'search_row', 'say_left_out',
-           'show_answer', 'save_pictures', 'search']
+           'recipe', 'classify', 'say_skipped', 'cfga_settings', 'extract', 'name_files', 'parse_methods',
+           'print_rerank', 'parse_measures', 'evaluate', 'pick_array', 'find_row', 'box_of', 'search_row',
+           'say_left_out', 'show_answer', 'save_pictures', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -91,6 +91,7 @@ def one_line(error: Exception) -> str:
 def warnings_in_a_line() -> Iterator[None]:
     "Print the warnings of fgir inside of the block as one line each."
     with warnings.catch_warnings():
+        warnings.filterwarnings('always', module='fgir')
         others = warnings.showwarning
         def show(message, category, *place, **more):
             if category.__module__ != 'fgir.features': return others(message, category, *place, **more)
@@ -922,6 +923,15 @@ def name_files(files: list[Path]) -> dict[str, Path]:
     stems = [file.stem for file in files]
     return {file.stem if stems.count(file.stem) == 1 else str(file): file for file in files}
 
+def parse_methods(text: str | None) -> list[str]:
+    "Names of methods of re-ranking; ValueError for one that there is not."
+    from fgir.rerank import RERANK
+
+    names = text.split(',') if text else []
+    for name in names:
+        if name not in RERANK: raise ValueError(f'--rerank {name}: not one of {", ".join(RERANK)}')
+    return names
+
 def print_rerank(features: dict[str, 'Features'], methods: list[str], ks: list[int]):
     "Recall@K and MAP@R in percent of methods of re-ranking, for every array, and what they cost."
     from fgir.rerank import evaluate_rerank
@@ -960,6 +970,7 @@ def evaluate(
 ):
     "Recall@K of described images, in percent, and other measures."
     ranks, more = parse_ranks(ks), parse_measures(measures)
+    methods = parse_methods(rerank)
     refuse_existing([p for p in (report, csv) if p], force)
     from fgir.data import write_atomic
     from fgir.evaluation import evaluate as evaluate_features
@@ -976,7 +987,7 @@ def evaluate(
     if report:
         known = known_numbers(results)
         write_report(results, report, 'Recall@K', features, command=again, published=known, force=force)
-    if rerank: print_rerank(features, rerank.split(','), ranks)
+    if methods: print_rerank(features, methods, ranks)
 
 # %% ../nbs/10_cli.ipynb #f1053a39
 def pick_array(

@@ -50,6 +50,7 @@ RECORDED = ('dataset', 'split', 'n_classes', 'photographs', 'crop', 'tfms', 'siz
 
 def backbone_of(config: Mapping) -> str | None:
     "The name of the network inside of a descriptor's settings, 'none' if there is none, None if it has no name."
+    if not isinstance(config, Mapping): return None
     if 'config' in config: return backbone_of(config['config'] or {'backbone': None})
     backbone = config.get('backbone', 'none')
     return backbone.get('name') if isinstance(backbone, dict) else backbone
@@ -76,7 +77,7 @@ def protocol(features: Features) -> dict:
 
 def _made(features: Features) -> list[str]:
     "What each array is made of: a projection, a sum of others, or what the descriptor gave."
-    made = features.record.get('made', {})
+    made = features.record.get('made') or {}
     return [made.get(name, 'as described') for name in features.names]
 
 def evaluate(

@@ -122,7 +122,7 @@ FORMAT = "fgir.Features 1"
 _TEXT, _NUMBERS = (str, type(None)), ([float], type(None))
 _RECORD = dict(model=_TEXT, weights=_TEXT, dataset=_TEXT, tfms=_TEXT, size=(int, list, type(None)), mean=_NUMBERS,
                std=_NUMBERS, dtype=_TEXT, note=_TEXT, fgir=_TEXT, torch=_TEXT, date=_TEXT,
-               skipped=({str: str}, type(None)), source=({str: _TEXT}, type(None)))
+               skipped=({str: str}, type(None)), source=({str: _TEXT}, type(None)), made=({str: str}, type(None)))
 _ATTRS = dict(root=_TEXT, dataset=_TEXT, cache=_TEXT)
 _ABOUT = dict(names=[str], columns=[[str, bool]])
 
@@ -192,6 +192,8 @@ def read_features(file: OpenFile) -> Features:
     n = next((a.shape[0] for a in arrays.values() if a.ndim), 0)
     table = pd.DataFrame({c: _column(file, c, n, is_text) for c, is_text in about["columns"]})
     table.attrs = attrs
+    if record.get("crop") and len(table) and not {*BOX} <= {*table}:
+        raise ValueError(f"{file.path}: record.crop: true, but its table has no boxes")
     with naming(file.path): return Features(arrays, table, record)
 
 # %% ../nbs/03a_features.ipynb #9e43c3ba
@@ -436,7 +438,7 @@ def finish(self: _Store) -> Features:
 # %% ../nbs/03a_features.ipynb #c0ffee02
 def _spans(table: pd.DataFrame, i: int) -> bool:
     "Whether the box of a row reaches all four sides of its file, but for two pixels."
-    with Image.open(image_path(table, i)) as img: w, h = img.size
+    with open_image(image_path(table, i)) as img: w, h = img.size
     x1, y1, x2, y2 = table[BOX].iloc[i]
     turned = (x2 - x1 > y2 - y1) != (w > h)
     return max(x1, y1, *np.abs(np.subtract((x2, y2), (h, w) if turned else (w, h)))) <= 2
@@ -449,7 +451,7 @@ def photographs_of(
     if BOX[0] not in table: return "not recorded: no boxes"
     some = np.linspace(0, len(table) - 1, min(len(table), 32)).round().astype(int)
     try: already = all(_spans(table, i) for i in some)
-    except OSError: return "not recorded: files that cannot be read"
+    except (OSError, BadImage): return "not recorded: files that cannot be read"
     return "crops already: boxes span the files" if already else "cut to the boxes" if crop else "whole"
 
 # %% ../nbs/03a_features.ipynb #774eb5d7
@@ -501,6 +503,7 @@ def batch_size(
 # %% ../nbs/03a_features.ipynb #896001a7
 def as_descriptor(model: Callable) -> Callable:
     "What a model describes by: its property `descriptor` if its class has one, as that of a classifier, else itself."
+    model = getattr(model, "_orig_mod", model)
     return model.descriptor if isinstance(getattr(type(model), "descriptor", None), property) else model
 
 # %% ../nbs/03a_features.ipynb #dc50a4c0

@@ -104,7 +104,11 @@ def source_of(record: dict, gallery: str = '', **given) -> dict:
     "How to make the descriptor: as given, or if nothing is, as the record of a gallery says."
     given = {k: None if v is None else str(v) for k, v in given.items()}
     if any(given.values()): source = with_full_paths(given)
-    else: source = remembered(record['source'], gallery) if record.get('source') else given
+    elif record.get('source'): source = remembered(record['source'], gallery)
+    elif gallery:
+        raise ValueError(f'{gallery}: it does not say what described its images; '
+                         'give --model FILE or --backbone NAME')
+    else: source = given
     cli.check_descriptor_options(*(source[k] for k in SOURCE))
     return source
 

@@ -473,6 +473,8 @@ def search_image(
     how = self.as_described(tfms, size)
     say_crop(self.record.get('crop'), box is not None, path, 'the gallery was made of')
     photo = extract(descriptor, photo_table(path, box), crop=True, **how)
+    if self.name not in photo.names:
+        raise ValueError(f'descriptor: it gives {", ".join(photo.names)}, not {self.name!r} of the gallery')
     self.check_descriptor(descriptor, photo.record, **how)
     own = self.same_file(path) if leave_out_self else []
     wanted = min(k + len(own), max(k, len(self)))
@@ -556,6 +558,8 @@ def check_same(self: Index, features: Features):
     for key in SAME:
         ours, theirs = (json.dumps(r.get(key)) for r in (self.record, features.record))
         if ours != theirs: raise ValueError(f'features: made with {key} {theirs}, the gallery with {ours}')
+    ours, theirs = ((r.get('made') or {}).get(self.name) for r in (self.record, features.record))
+    if ours != theirs: raise ValueError(f'features: {self.name!r} is {theirs}, in the gallery {ours}')
     if self.name not in features.names: raise ValueError(f'features: no array {self.name!r}, there are {", ".join(features.names)}')
     vectors = features[self.name]
     if vectors.shape[1] != self.store.dim:
@@ -908,6 +912,7 @@ def find(
 def facts_in(client, collection: str) -> dict | None:
     "What a database knows about a gallery, None if there is none of the name."
     if not client.has_collection(GALLERIES): return None
+    client.load_collection(GALLERIES)
     there = client.get(GALLERIES, ids=[collection], output_fields=['about'])
     return there[0]['about'] if there else None
 

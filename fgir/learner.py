@@ -42,7 +42,7 @@ from torch.distributed.nn.functional import all_gather
 
 from .backbones import RetrievalNet, create_backbone, read_tensors, save_model
 from .data import image_path, load_image, write_atomic
-from .features import extract, query_and_gallery, show_neighbours, sides
+from .features import extract, query_and_gallery, say_crop, show_neighbours, sides
 from .metrics import recall_at_k
 from .search import neighbours
 
@@ -398,7 +398,8 @@ def what_was_picked(self: SaveBest) -> str:
     values, k, best = self.epoch_values(), self.learn.picked, self.picked_epoch(strict=True)
     if self.keep_last: return f'Kept the weights of the last epoch: {self.where()} are too few to choose by.'
     said = f'Picked the weights after {k} of {len(values)} epochs: {self.monitor} {values[k - 1]:.3f} on {self.where()}'
-    return said + ('.' if k == best else f'; the best, {values[best - 1]:.3f} after {best}, is not above by more than chance.')
+    if values[k - 1] == values[best - 1]: return f'{said}.'
+    return f'{said}; the best, {values[best - 1]:.3f} after {best}, is not above by more than chance.'
 
 # %% ../nbs/04_learner.ipynb #ab578f95
 class Statistics(Callback):
@@ -592,7 +593,9 @@ def load(
     if with_opt and train['opt'] is not None:
         if self.opt is None: self.create_opt()
         self.opt.load_state_dict(train['opt'])
-    self.picked, self.selection = record.get('epoch', len(record['history'])), record.get('selection', '')
+    self.picked, self.selection = record.get('epoch', len(self.history)), record.get('selection', '')
+    if not (isinstance(self.picked, int) and 0 <= self.picked <= len(self.history)):
+        raise ValueError(f'{path}: epoch {self.picked!r} is none of the {len(self.history)} that were trained')
     if not self.fitting: self._take_history(record)
     return self
 
@@ -637,6 +640,7 @@ def predict(
     "What the network makes of one photograph; BadImage, OSError or ValueError for one it cannot take."
     data, names = self.dls.valid.dataset, getattr(self.model, 'vocab', None)
     if data.crop and box is None: raise ValueError('box: this network was trained on crops; give x1 y1 x2 y2')
+    say_crop(data.crop, box is not None, 'the photograph')
     dl = self.dls.valid.new([(TensorImage(data.tfm(_as_image(item, box))),)])
     with self.no_bar(): out = self.get_preds(dl=dl)[0][0]
     if names is None: return out

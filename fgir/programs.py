@@ -25,6 +25,7 @@ from .classify import Classifier
 from .data import make_table, write_atomic
 from .features import Features
 from .formats import CFGA_FILES, _file_names, _json_list
+from .index import features_of
 
 # %% ../nbs/08a_programs.ipynb #77da3f50
 _MARKS = {'main_modules.0.0.weight': 'cgd', 'refactor.weight': 'pp', 'class_fc_2.weight': 'dgpcrl',
@@ -141,7 +142,9 @@ def load_seed_model(
     elif kind == 'pp': net = _pp_net(state, path, pool, layer_norm)
     elif kind == 'fgic': net = _fgic_net(state, path)
     else: net = _cfga_net(state, kind, path)
-    if (cropped := _was_cropped(kind, path)) is not None: net.trained_crop = cropped
+    body, cropped = getattr(net, 'backbone', net), _was_cropped(kind, path)
+    if cropped is not None: body.trained_crop = cropped
+    if kind != 'pretrained': body.pretraining = 'not recorded'
     return net.eval(), kind
 
 # %% ../nbs/08a_programs.ipynb #5c0ffee3
@@ -293,4 +296,4 @@ def read_features(
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file of features')
     if path.is_dir() or path.suffix == '.json': return _read_cfga(path)
-    return _read_data_base(path) if path.suffix == '.pth' else Features.load(path)
+    return _read_data_base(path) if path.suffix == '.pth' else features_of(path)

@@ -82,7 +82,7 @@ def project(
     note: str = '',  # what the projection is, for the record
 ) -> Features:
     "The features with one array more."
-    made = self.record.get('made', {}) | {new: f'{note or "projection"} of {name}'}
+    made = (self.record.get('made') or {}) | {new: f'{note or "projection"} of {name}'}
     return Features({**self.arrays, new: projection(self[name])}, self.table, {**self.record, 'made': made})
 
 # %% ../nbs/07a_rerank.ipynb #7482cc45
@@ -96,7 +96,7 @@ def combine(
     if not weights or min(weights.values()) <= 0: raise ValueError(f'weights: expected numbers above 0, found {dict(weights)}')
     total = sum(weights.values())
     parts = [np.sqrt(w/total)*_unit(self[name]) for name, w in weights.items()]
-    made = self.record.get('made', {}) | {new: ' + '.join(f'{w:g} {name}' for name, w in weights.items())}
+    made = (self.record.get('made') or {}) | {new: ' + '.join(f'{w:g} {name}' for name, w in weights.items())}
     array = np.concatenate(parts, 1).astype(np.float32)
     return Features({**self.arrays, new: array}, self.table, {**self.record, 'made': made})
 

@@ -441,7 +441,8 @@ def test_an_engine_of_another_gallery_is_refused(tmp_path):
     small, large = (Index.build(gallery(n, dim=d), kind='hnsw') for n, d in ((30, 8), (40, 8)))
     small.store.engine = large.store.engine
     small.save(path)
-    with pytest.raises(ValueError, match='g.safetensors: engine: it is not one of hnsw over these 30 rows of 8 numbers'): Index.load(path)
+    says = 'g.safetensors: engine: it is not one of hnsw over these 30 rows of 8 numbers'
+    with pytest.raises(ValueError, match=says): Index.load(path)
     data = path.read_bytes()
     at = data.find(b'IHNf')
     path.write_bytes(data[:at] + bytes(64) + data[at + 64:])

@@ -388,7 +388,8 @@ def test_two_processes_train_as_one(table, weights, tmp_path):
         losses = ((ours - theirs).abs()/ours.abs()).max()
         tensors = max((first[k].double() - v.double()).abs().max().item() for k, v in alone.items())
         print(f'{name}: losses {losses:.1e}, tensors {tensors:.1e}')
-        if len(ours) < 3 or losses > 1e-5 or tensors > 1e-4: wrong.append((name, losses, tensors))
+        # Adam moves a weight whose gradient is zero but for rounding by the rate, 1e-4, either way.
+        if len(ours) < 3 or losses > 1e-5 or tensors > 3e-4: wrong.append((name, losses, tensors))
     assert not wrong
 
 
