@@ -593,9 +593,9 @@ def load(
     if with_opt and train['opt'] is not None:
         if self.opt is None: self.create_opt()
         self.opt.load_state_dict(train['opt'])
-    self.picked, self.selection = record.get('epoch', len(self.history)), record.get('selection', '')
-    if not (isinstance(self.picked, int) and 0 <= self.picked <= len(self.history)):
-        raise ValueError(f'{path}: epoch {self.picked!r} is none of the {len(self.history)} that were trained')
+    self.picked, self.selection = record.get('epoch', len(record['history'])), record.get('selection', '')
+    if not (isinstance(self.picked, int) and 0 <= self.picked <= len(record['history'])):
+        raise ValueError(f"{path}: epoch {self.picked!r} is none of the {len(record['history'])} that were trained")
     if not self.fitting: self._take_history(record)
     return self
 
