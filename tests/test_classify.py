@@ -524,3 +524,10 @@ def test_searches_and_pictures_of_a_classifier_take_its_features(run, saved, tes
 
 def test_public_names():
     assert fgir.classify_image is classify_image and fgir.Classifier is Classifier and fgir.fgic_learner is fgic_learner
+
+
+def test_a_trained_classifier_predicts_as_classify_image_does(run, test):
+    path = image_path(test, 0)
+    answer = classify_image(run, path, k=1).iloc[0]
+    name, number, p = run.predict(path)
+    assert name == answer['name'] and float(p[number]) == pytest.approx(answer['probability'], abs=1e-5)

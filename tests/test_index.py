@@ -22,12 +22,14 @@ from fgir.index import (
     FaissStore,
     Index,
     complete_settings,
+    features_of,
     milvus_client,
     new_milvus_store,
     photo_table,
     show_search,
     unit_rows,
 )
+from fgir.programs import read_features
 from fgir.search import neighbours
 from fgir.synth import synth_dataset
 
@@ -636,3 +638,35 @@ def test_frames_tell_right_from_wrong_only_where_the_class_is_known(fish, featur
     assert not any(ax.spines['top'].get_visible() for ax in show_search(index, photo, found).axes)
     unknown = show_search(index, photo, found, name='a whale')
     assert {ax.spines['top'].get_edgecolor()[:3] for ax in unknown.axes[1:]} == {to_rgb('red')}
+
+
+@pytest.mark.parametrize('kind', ['flat', 'hnsw', 'ivfpq'])
+def test_what_was_removed_is_removed_for_every_reader(tmp_path, kind):
+    features = in_order('clustered')
+    index = Index.build(features, kind=kind, **SMALL[kind])
+    index.remove(list(features.table['path'][:100]))
+    index.save(tmp_path/'g.safetensors')
+    left = features_of(tmp_path/'g.safetensors')
+    assert len(left) == len(read_features(tmp_path/'g.safetensors')) == 1900
+    assert list(read_features(tmp_path/'g.safetensors').table['path']) == list(features.table['path'][100:])
+
+
+def test_vectors_made_in_another_way_are_not_added():
+    x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    table = make_table([f'{i}.jpg' for i in range(40)], np.arange(40)//4, np.arange(40)//4, 'test', '/photos', 'many')
+    first, second = (Features({'v': x}, table, {'made': {'v': f'pca {name} of w'}}) for name in 'ab')
+    index = Index.build(first.select(range(20)))
+    with pytest.raises(ValueError, match="'v' is pca b of w, in the gallery pca a of w"): index.add(second.select(range(20, 40)))
+    index.add(first.select(range(20, 40)))
+    assert len(index) == 40
+
+
+def test_a_database_is_opened_by_another_process(features, tmp_path):
+    pytest.importorskip('pymilvus')
+    features.save(tmp_path/'f.safetensors')
+    start = f'from fgir.index import Index, features_of; db = {str(tmp_path/"g.db")!r}; '
+    made = f'i = Index.connect(db, features_of({str(tmp_path/"f.safetensors")!r}))'
+    for code in (made, 'i = Index.connect(db)'):
+        command = [sys.executable, '-W', 'ignore', '-c', f'{start}{code}; print(len(i), i.info()["images"])']
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.stdout.split() == ['36', '36'], done.stderr[-2000:]

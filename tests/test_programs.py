@@ -131,7 +131,7 @@ def test_checkpoints_of_pp(tmp_path, name):
     theirs = trained(PPProgram(maps_of, width))
     torch.save(theirs.state_dict(), tmp_path/'car_x_proxy_anchor_32_20_model.pth')
     net, kind = load_seed_model(tmp_path/'car_x_proxy_anchor_32_20_model.pth')
-    assert net.trained_crop is False
+    assert net.backbone.trained_crop is False
     assert kind == 'pp' and SEED_MODELS[kind]['tfms'] == 'proxy_anchor' and net.backbone.name == name
     assert net.config['dropout'] == (.2 if name == 'googlenet' else 0)
     same_answers(net, theirs)
@@ -407,7 +407,7 @@ def test_every_program_describes_by_model(tmp_path, birds, capsys):
         x, kind = features[features.names[0]], load_seed_model(tmp_path/name)[1]
         assert x.shape == (4, dim) and np.allclose(np.linalg.norm(x, axis=1), 1)
         assert features.record['tfms'] == SEED_MODELS[kind]['tfms']
-    assert load_seed_model(tmp_path/next(iter(states)))[0].trained_crop is True
+    assert load_seed_model(tmp_path/next(iter(states)))[0].backbone.trained_crop is True
 
 
 def test_a_gallery_by_the_checkpoint_of_a_program(tmp_path, birds, capsys):
@@ -537,3 +537,10 @@ def test_every_test_that_the_page_names_is_there():
             if name in there: continue
             file = name.split('::')[0] if '::' in name else file
             assert name.split('::')[-1] in there.get(file, ()), name
+
+
+def test_a_checkpoint_that_is_saved_again_keeps_how_it_was_cropped_and_claims_no_origin(tmp_path):
+    path = tmp_path/'car_cropped_resnet50_SG_48_0.1_0.5_0.1_128_model.pth'
+    torch.save(trained(CGDProgram(get_model('resnet18'), 'SG', 48)).state_dict(), path)
+    again = load_model(save_model(load_seed_model(path)[0], tmp_path/'again'))
+    assert again.backbone.trained_crop is True and again.backbone.pretraining == 'not recorded'
