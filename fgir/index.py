@@ -386,6 +386,11 @@ def sample(self: FaissStore) -> tuple[pd.DataFrame, np.ndarray]:
     first = int((~self.gone).argmax())
     return self.features.table.iloc[[first]].reset_index(drop=True), self.features[self.name][first]
 
+def _array_of(index: Index, photo: Features) -> np.ndarray:
+    "The vectors that a gallery is searched with; ValueError if the descriptor does not give them."
+    if index.name in photo.names: return photo[index.name]
+    raise ValueError(f'descriptor: it gives {", ".join(photo.names)}, not {index.name!r} of the gallery')
+
 @patch
 def check_descriptor(self: Index, descriptor: Callable, record: dict, **how) -> None:
     "Raise ValueError unless the record of a descriptor is the gallery's, and its vector for the first image too."
@@ -396,7 +401,7 @@ def check_descriptor(self: Index, descriptor: Callable, record: dict, **how) -> 
     table, vector = self.store.sample()
     if not image_path(table, 0).is_file(): return
     box = table[BOX].iloc[0] if self.record.get('crop') else None
-    again = extract(descriptor, photo_table(image_path(table, 0), box), crop=True, **how)[self.name]
+    again = _array_of(self, extract(descriptor, photo_table(image_path(table, 0), box), crop=True, **how))
     cosine = float(unit_rows(again)[0] @ unit_rows(vector)[0])
     if cosine < .99:
         raise ValueError(f'descriptor: its vector of {image_path(table, 0)} has a cosine of {cosine:.2f} to the one in '
@@ -473,12 +478,10 @@ def search_image(
     how = self.as_described(tfms, size)
     say_crop(self.record.get('crop'), box is not None, path, 'the gallery was made of')
     photo = extract(descriptor, photo_table(path, box), crop=True, **how)
-    if self.name not in photo.names:
-        raise ValueError(f'descriptor: it gives {", ".join(photo.names)}, not {self.name!r} of the gallery')
     self.check_descriptor(descriptor, photo.record, **how)
     own = self.same_file(path) if leave_out_self else []
     wanted = min(k + len(own), max(k, len(self)))
-    return _without(self.search(photo[self.name], wanted, filter), own, k)
+    return _without(self.search(_array_of(self, photo), wanted, filter), own, k)
 
 # %% ../nbs/07_index.ipynb #d4677a20
 def show_search(

@@ -670,3 +670,9 @@ def test_a_database_is_opened_by_another_process(features, tmp_path):
         command = [sys.executable, '-W', 'ignore', '-c', f'{start}{code}; print(len(i), i.info()["images"])']
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.stdout.split() == ['36', '36'], done.stderr[-2000:]
+
+
+def test_a_gallery_of_a_derived_array_says_what_the_descriptor_lacks(features, fish):
+    index = Index.build(Features({'short': features['embedding'][:, :4]}, features.table, features.record))
+    with pytest.raises(ValueError, match="descriptor: it gives embedding, not 'short' of the gallery"):
+        index.search_image(image_path(fish, 0), Net())
