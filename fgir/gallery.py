@@ -80,15 +80,20 @@ def _file_of(name: str, key: str, gallery: str) -> str:
     raise FileNotFoundError(f'{name}: no such file, but {gallery or "the gallery"} was described with it; give --{key} FILE')
 
 # %% ../nbs/10a_gallery.ipynb #9dbf8ab4
+def _is_elsewhere(key: str, name: str) -> bool:
+    "Whether a name in a record is an address, of a hub or of another machine's disk."
+    return '://' in name or name.startswith(('//', '\\\\')) or key != 'model' and ':' in name
+
 def remembered(source: dict, gallery: str = '') -> dict:
     "A source that a gallery names; ValueError for one that is none, or has an address."
     words = [source.get(k) for k in SOURCE] if isinstance(source, dict) else [0]
     if not all(word is None or isinstance(word, str) for word in words):
         raise ValueError(f'{gallery or "the gallery"}: its record of what describes it is not one of fgir; give --model FILE')
     found = dict(zip(SOURCE, words, strict=True))
-    for key in ('backbone', 'weights'):
-        if ':' in (found[key] or ''):
-            raise ValueError(f'{gallery or "the gallery"} was described with an address; give --{key} {found[key]} to fetch it')
+    for key in ('model', 'backbone', 'weights'):
+        if _is_elsewhere(key, found[key] or ''):
+            raise ValueError(f'{gallery or "the gallery"} was described with {found[key]}, which is not fetched; '
+                             f'give --{key} {found[key]} to fetch it')
     for key in ('model', 'weights'):
         is_file = found[key] and (key == 'model' or '/' in found[key] or Path(found[key]).suffix in WEIGHTS)
         if is_file: found[key] = _file_of(found[key], key, gallery)

@@ -673,6 +673,6 @@ def test_a_database_is_opened_by_another_process(features, tmp_path):
 
 
 def test_a_gallery_of_a_derived_array_says_what_the_descriptor_lacks(features, fish):
-    index = Index.build(Features({'short': features['embedding'][:, :4]}, features.table, features.record))
-    with pytest.raises(ValueError, match="descriptor: it gives embedding, not 'short' of the gallery"):
+    index = Index.build(Features({'short': features['mean'][:, :2]}, features.table, features.record))
+    with pytest.raises(ValueError, match="descriptor: it gives mean, max, not 'short' of the gallery"):
         index.search_image(image_path(fish, 0), Net())
