@@ -19,9 +19,9 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'save_demo', 'demo', 'prepare', 'recipes', 'leaves', 'parse_setting', 'join_settings', 'of_recipe',
            'check_rows', 'check_test_rows', 'logger_of', 'start_wandb', 'is_one_of_several', 'one_of_several',
            'in_processes', 'fit_and_log', 'score', 'print_accuracy', 'changes_of', 'is_cropped', 'make_learner',
-           'recipe', 'classify', 'say_skipped', 'cfga_settings', 'extract', 'name_files', 'parse_methods',
-           'print_rerank', 'parse_measures', 'evaluate', 'pick_array', 'find_row', 'box_of', 'search_row',
-           'say_left_out', 'show_answer', 'save_pictures', 'search']
+           'recipe', 'classify', 'say_skipped', 'cfga_settings', 'extract', 'read_described', 'name_files',
+           'parse_methods', 'print_rerank', 'parse_measures', 'evaluate', 'pick_array', 'find_row', 'box_of',
+           'search_row', 'say_left_out', 'show_answer', 'save_pictures', 'search']
 
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
@@ -505,9 +505,9 @@ def save_demo(
     "Write the features of the trained network, a picture of six searches, and the report."
     import pandas as pd
 
-    from fgir.data import write_atomic
     from fgir.evaluation import report
     from fgir.features import show_neighbours
+    from fgir.files import write_atomic
     from fgir.search import neighbours
 
     features = described['trained network']
@@ -918,6 +918,14 @@ def extract(
     print(f'{out}: {features}')
 
 # %% ../nbs/10_cli.ipynb #68ab33c8
+def read_described(file: Path) -> 'Features':
+    "Read described images as `read_features` does; ValueError for a gallery that was emptied."
+    from fgir.programs import read_features
+
+    features = read_features(file)
+    if not len(features): raise ValueError(f'{file}: no images in it; fgir index add brings some')
+    return features
+
 def name_files(files: list[Path]) -> dict[str, Path]:
     "Give each file a short name: its stem, or its path if another file has the same stem."
     stems = [file.stem for file in files]
@@ -972,13 +980,12 @@ def evaluate(
     ranks, more = parse_ranks(ks), parse_measures(measures)
     methods = parse_methods(rerank)
     refuse_existing([p for p in (report, csv) if p], force)
-    from fgir.data import write_atomic
     from fgir.evaluation import evaluate as evaluate_features
     from fgir.evaluation import report as write_report
-    from fgir.programs import read_features
+    from fgir.files import write_atomic
     from fgir.published import known_numbers
 
-    features = {name: read_features(file) for name, file in name_files(files).items()}
+    features = {name: read_described(file) for name, file in name_files(files).items()}
     results = evaluate_features(features, ranks, measures=more)
     print_recall(results)
     if csv:
@@ -1035,13 +1042,14 @@ def say_left_out(found: 'pd.DataFrame'):
 def show_answer(index: 'Index', image: Path, found: 'pd.DataFrame', box, as_json: bool, picture: Path | None,
                 name: str | None = None):
     "Print what was found for a photograph of the kind `name`, and draw it if a picture is wanted."
-    from fgir.data import write_atomic
+    from fgir.files import write_atomic
     from fgir.index import show_search
 
     say_left_out(found)
     if name and name not in index.store.classes(): print(f'{name}: no image of the gallery shows it', file=sys.stderr)
     answer = found[['rank', 'score', 'name', 'path']]
     if as_json: print(json.dumps(answer.to_dict('records')))
+    elif not len(found): print('no image to search among', file=sys.stderr)
     else: print(*([f'{image}: {name}'] if name else []), answer.to_string(index=False, float_format='%.4f'), sep='\n')
     if picture:
         with write_atomic(picture) as tmp: show_search(index, image, found, name, box).savefig(tmp)
@@ -1083,9 +1091,8 @@ def search(
     if metric and not pictures: raise ValueError('--metric goes with --pictures')
     check_picture(picture, force)
     from fgir.index import Index
-    from fgir.programs import read_features
 
-    known = read_features(features)
+    known = read_described(features)
     gallery = known.select('gallery') if 'gallery' in set(known.table['split']) else known
     index, row = Index.build(gallery, pick_array(gallery, array)), find_row(known, image)
     if row is None and not any(described_by):

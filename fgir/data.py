@@ -28,8 +28,6 @@ from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from scipy.io import loadmat
 
-from .files import write_atomic, write_folder_atomic  # noqa: F401
-
 # %% ../nbs/00_data.ipynb #6339be14
 def shared_dir() -> Path | None:
     "Return the folder of real data: `$FGIR_SHARED`, else `../shared` from the project's root; None if absent."

@@ -56,9 +56,8 @@ from fgir.data import (
     read_folder,
     read_inshop,
     read_sop,
-    write_atomic,
-    write_folder_atomic,
 )
+from .files import write_atomic, write_folder_atomic
 
 # %% ../nbs/00b_formats.ipynb #12821e4a
 def write_table(table: pd.DataFrame, path: str | Path) -> None:

@@ -950,7 +950,7 @@ def connect(
 ) -> Index:
     "A gallery in a Milvus database; ValueError for one that is there already, FileNotFoundError for one that is not."
     check_engine(kind, settings, uri)
-    nothing, local = FileNotFoundError(f'{uri}: no gallery {collection!r}; give features to make one'), '://' not in uri
+    nothing, local = FileNotFoundError(f'{uri}: no gallery {collection!r} there; features make one'), '://' not in uri
 
     if features is None and local and uri.endswith('.db') and not Path(uri).expanduser().exists(): raise nothing
     client = milvus_client(uri)

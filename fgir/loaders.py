@@ -34,8 +34,8 @@ from PIL import Image
 from torch import distributed
 from torchvision.transforms import v2
 
-from .data import BOX, BadImage, _one_of, check_images, drop_bad, image_path, load_row, write_atomic
-from .files import alone_with
+from .data import BOX, BadImage, _one_of, check_images, drop_bad, image_path, load_row
+from .files import alone_with, write_atomic
 
 # %% ../nbs/00c_loaders.ipynb #d69884bf
 def _squash(size: float) -> v2.Resize: return v2.Resize((round(size), round(size)))

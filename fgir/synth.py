@@ -20,7 +20,8 @@ import pandas as pd
 from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageDraw
 
-from .data import read_cub, write_folder_atomic
+from .data import read_cub
+from .files import write_folder_atomic
 
 # %% ../nbs/00a_synth.ipynb #db7fa5bd
 SYNTH_TRAITS: dict[str, dict] = {

@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from processes import Fresh, command
 from torchvision.models import resnet18, resnet50
 
 from fgir import cli
@@ -31,9 +31,7 @@ needs_data = pytest.mark.skipif(SHARED is None, reason='no real photographs: set
 
 def fgir(*words, status=0):
     """Run the command in a process of its own; its standard output, or its standard error if it shall fail."""
-    code = 'import sys; from fgir.cli import main; sys.exit(main())'
-    env = os.environ | {'MPLBACKEND': 'Agg'}
-    p = subprocess.run([sys.executable, '-c', code, *map(str, words)], env=env, capture_output=True, text=True)
+    p = Fresh(command, *words).end()
     assert p.returncode == status, p.stdout + p.stderr
     return p.stderr if status else p.stdout
 
@@ -704,13 +702,12 @@ def test_the_words_of_a_recipe_stand_where_none_is_said(fish, tmp_path, capsys):
 
 def test_ctrl_c_ends_two_processes_in_one_line(fish, tmp_path):
     words = ['train', 'pp_norm_softmax', fish.attrs['root'], *PROXIES, '--out', tmp_path, '--processes', 2, '--epochs', 500]
-    code = 'import sys; from fgir.cli import main; sys.exit(main())'
-    p = subprocess.Popen([sys.executable, '-c', code, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = Fresh(command, *words)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob('*_last.safetensors')) and time.monotonic() < deadline: time.sleep(.1)
-    p.send_signal(signal.SIGINT)
-    err = p.communicate(timeout=60)[1]
-    assert p.returncode == 130 and 'fgir: interrupted' in err and 'Traceback' not in err, err
+    p.send(signal.SIGINT)
+    done = p.end(60)
+    assert done.returncode == 130 and 'fgir: interrupted' in done.stderr and 'Traceback' not in done.stderr, done.stderr
 
 
 def test_the_list_of_recipes(capsys):

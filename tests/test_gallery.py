@@ -333,3 +333,17 @@ def test_a_gallery_finds_its_model_from_every_folder(fish, gallery, tmp_path, ca
 def test_what_a_gallery_of_somebody_else_names_is_not_fetched(source, says):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(says)):
         source_of(dict(source=source), 'g.safetensors', **dict.fromkeys(SOURCE))
+
+
+def test_an_emptied_gallery_answers_every_command_in_a_line(fish, gallery, capsys):
+    paths = fish['path'][fish['split'] == 'train']
+    photo = f"{fish.attrs['root']}/{paths.iloc[0]}"
+    assert said(capsys, 'index', 'remove', gallery, *paths) == f'{gallery}: 0 images\n'
+    for words in (['evaluate', gallery], ['search', photo, '--features', gallery]):
+        error = said(capsys, *words, status=1)
+        assert error == f'fgir: {gallery}: no images in it; fgir index add brings some\n'
+    assert not call('index', 'search', gallery, photo)
+    assert capsys.readouterr() == ('', 'no image to search among\n')
+    assert said(capsys, 'index', 'search', gallery, photo, '--json') == '[]\n'
+    assert not call('index', 'add', gallery, fish.attrs['root'], '--rows', 'train', '--workers', 0)
+    assert len(Index.load(gallery)) == len(paths)

@@ -1,9 +1,8 @@
 "The index: agreement with the exact search, refusals, photographs, galleries that change, files, databases, pictures."
-import os
 import re
+import resource
 import shutil
-import subprocess
-import sys
+import signal
 
 import faiss
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
+from processes import Fresh
 from torch import nn
 
 import fgir.index
@@ -179,26 +179,23 @@ def test_a_gallery_that_grew_and_shrank_is_the_one_that_is_left(tmp_path, kind):
     assert [f'class {label}' for label in found['label']] == found['name'].tolist()
 
 
-PATCHED = """
-import faiss.contrib.torch_utils
-import numpy as np
-from test_index import SMALL, Index, many
+def search_with_patched_faiss():
+    import faiss.contrib.torch_utils  # noqa: F401
 
-for kind in SMALL:
-    features = many()
-    index = Index.build(features, kind=kind, **SMALL[kind])
-    index.remove(features.table['path'][:300])
-    found = index.search(features['x'][300:310], 5, filter={'name': [f'class {c}' for c in range(15)]})
-    assert set(found['name']) <= {f'class {c}' for c in range(15)}
-    assert (index.search(features['x'][400:410], 1)['row'] == np.arange(400, 410)).all()
-    index.add(many(20, first=600))
-    assert len(index) == 320
-"""
+    for kind in SMALL:
+        features = many()
+        index = Index.build(features, kind=kind, **SMALL[kind])
+        index.remove(features.table['path'][:300])
+        found = index.search(features['x'][300:310], 5, filter={'name': [f'class {c}' for c in range(15)]})
+        assert set(found['name']) <= {f'class {c}' for c in range(15)}
+        assert (index.search(features['x'][400:410], 1)['row'] == np.arange(400, 410)).all()
+        index.add(many(20, first=600))
+        assert len(index) == 320
 
 
 def test_a_process_in_which_faiss_was_patched_for_torch():
     "pytorch-metric-learning imports a module of faiss that replaces the methods of its indexes."
-    done = subprocess.run([sys.executable, '-c', PATCHED], cwd=os.path.dirname(__file__), capture_output=True, text=True)
+    done = Fresh(search_with_patched_faiss).end()
     assert done.returncode == 0, done.stderr
 
 
@@ -488,14 +485,18 @@ def test_what_is_not_a_gallery_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError): Index.load(tmp_path/'none.safetensors')
 
 
+def save_on_full_disk(path):
+    index = Index.load(path)
+    index.add(many(3000, first=300))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    index.save(path, force=True)
+
+
 def test_a_full_disk_leaves_the_gallery_as_it_was(tmp_path):
     path = Index.build(many(300)).save(tmp_path/'g.safetensors')
     before = path.read_bytes()
-    code = ("import resource, signal, sys; sys.path.insert(0, sys.argv[2]); from test_index import Index, many\n"
-            "index = Index.load(sys.argv[1]); index.add(many(3000, first=300)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-            "index.save(sys.argv[1], force=True)")
-    done = subprocess.run([sys.executable, '-c', code, str(path), os.path.dirname(__file__)], capture_output=True, text=True)
+    done = Fresh(save_on_full_disk, path).end()
     assert done.returncode and 'OSError' in done.stderr
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['g.safetensors']
 
@@ -504,7 +505,7 @@ def test_a_full_disk_leaves_the_gallery_as_it_was(tmp_path):
 
 def test_a_database_is_opened_again(tmp_path):
     features, uri = many(), str(tmp_path/'g.db')
-    with pytest.raises(FileNotFoundError, match="no gallery 'gallery'; give features"): Index.connect(uri)
+    with pytest.raises(FileNotFoundError, match="no gallery 'gallery' there; features"): Index.connect(uri)
     assert not (tmp_path/'g.db').exists()
     index = Index.connect(uri, features)
     assert index.info()['images'] == 600 and index.info()['kind'] == 'flat' and index.info()['model'] == 'm'
@@ -661,14 +662,16 @@ def test_vectors_made_in_another_way_are_not_added():
     assert len(index) == 40
 
 
+def images_in_database(db, file=None):
+    index = Index.connect(db, file and features_of(file))
+    print(len(index), index.info()['images'])
+
+
 def test_a_database_is_opened_by_another_process(features, tmp_path):
     pytest.importorskip('pymilvus')
     features.save(tmp_path/'f.safetensors')
-    start = f'from fgir.index import Index, features_of; db = {str(tmp_path/"g.db")!r}; '
-    made = f'i = Index.connect(db, features_of({str(tmp_path/"f.safetensors")!r}))'
-    for code in (made, 'i = Index.connect(db)'):
-        command = [sys.executable, '-W', 'ignore', '-c', f'{start}{code}; print(len(i), i.info()["images"])']
-        done = subprocess.run(command, capture_output=True, text=True)
+    for file in ([tmp_path/'f.safetensors'], []):
+        done = Fresh(images_in_database, str(tmp_path/'g.db'), *file).end()
         assert done.stdout.split() == ['36', '36'], done.stderr[-2000:]
 
 

@@ -1,10 +1,6 @@
 """The Learner: resume after a real kill, recall columns, parameter groups, precision, checkpoints."""
 import json
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from functools import partial
 from pathlib import Path
@@ -21,12 +17,14 @@ from fastai.callback.training import GradientAccumulation, GradientClip, ShortEp
 from fastai.learner import load_learner
 from fastai.optimizer import OptimWrapper
 from PIL import Image
+from processes import Fresh
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from fgir import learner
 from fgir.backbones import RetrievalNet, create_backbone, load_model, read_record
-from fgir.data import hold_out_classes, image_path
+from fgir.cgd import cgd_learner
+from fgir.data import hold_out_classes, image_path, read_cub
 from fgir.learner import (
     ClipValue,
     FreezeBN,
@@ -64,12 +62,14 @@ def table(tmp_path_factory):
     return hold_out_classes(synth_dataset(root, n_classes=16, n_per_class=8, size=48, progress=False), .5)
 
 
-def make_dls(table, **kwargs): return retrieval_dls(table, size=32, bs=8, per_class=4, num_workers=0, **kwargs)
+def make_dls(table, **kwargs):
+    how = dict(size=32, bs=8, per_class=4, mean=(.5, .5, .5), std=(.5, .5, .5), num_workers=0)
+    return retrieval_dls(table, **how | kwargs)
 
 
 def make_learner(table, path, loss=None, dropout=.2, device=None, **kwargs):
     torch.manual_seed(0)
-    net = RetrievalNet(create_backbone('resnet18', pretrained=False), dim=16, dropout=dropout)
+    net = RetrievalNet(create_backbone('test_resnet', pretrained=False), dim=16, dropout=dropout)
     dls = make_dls(table, device=device)
     return retrieval_learner(dls, net, loss or Proxies(dls.n_classes, 16), lr=1e-3, path=path, **kwargs)
 
@@ -144,27 +144,21 @@ def test_resumed_run_equals_uninterrupted_run(table, tmp_path, stop):
     assert torch.equal(whole.loss_func.loss.proxies, second.loss_func.loss.proxies)
 
 
-RUN = textwrap.dedent('''
-    import sys
-    from fgir.cgd import cgd_learner
-    from fgir.data import read_cub
-    learn = cgd_learner(read_cub(sys.argv[1]), 'synth', feature_dim=16, batch_size=8, epochs=4, backbone='resnet18',
-                        pretrained=False, size=32, valid=.5, out=sys.argv[2], num_workers=0)
+def run_cgd(root, out):
+    learn = cgd_learner(read_cub(root), 'synth', feature_dim=16, batch_size=8, epochs=4, backbone='test_resnet',
+                        pretrained=False, size=32, valid=.5, out=out, num_workers=0)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(resume=True)
     print('trained:', len(learn.recorder.iters))
-''')
 
 
-def start_run(table, out):
-    command = [sys.executable, '-W', 'ignore', '-c', RUN, table.attrs['root'], str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start_run(table, out): return Fresh(run_cgd, table.attrs['root'], out)
 
 
-def finish(process):
+def finish(run):
     "The number of epochs that the process trained."
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return int(out.split('trained:')[1])
+    done = run.end()
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split('trained:')[1])
 
 
 def test_killed_run_resumes_to_the_same_statistics(table, tmp_path):
@@ -172,10 +166,10 @@ def test_killed_run_resumes_to_the_same_statistics(table, tmp_path):
     killed = start_run(table, tmp_path/'killed')
     deadline = time.monotonic() + 200
     while not list((tmp_path/'killed').glob('*_last.safetensors')):
-        assert killed.poll() is None and time.monotonic() < deadline
+        assert killed.process.is_alive() and time.monotonic() < deadline
         time.sleep(.05)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    killed.send(signal.SIGKILL)
+    assert killed.end().returncode == -signal.SIGKILL
     assert finish(whole) == 4
     assert 1 <= finish(start_run(table, tmp_path/'killed')) < 4
     name = next((tmp_path/'whole').glob('*_statistics.csv')).name
@@ -298,18 +292,18 @@ def test_predictions_come_with_one_loss_an_image(table, tmp_path):
 
 
 def test_loaders_of_other_colors_are_refused(table, tmp_path):
-    net = RetrievalNet(create_backbone('resnet18', pretrained=False), dim=16)
-    with pytest.raises(ValueError, match=r'dls: std=\[0.5, 0.5, 0.5\].*mean= and std='):
-        retrieval_learner(make_dls(table, std=[.5]*3), net, BatchHardTripletLoss())
-    net.backbone.std = (.5, .5, .5)
-    retrieval_learner(make_dls(table, std=[.5]*3), net, BatchHardTripletLoss())
+    net = RetrievalNet(create_backbone('test_resnet', pretrained=False), dim=16)
+    with pytest.raises(ValueError, match=r'dls: std=\[0.25, 0.25, 0.25\].*mean= and std='):
+        retrieval_learner(make_dls(table, std=[.25]*3), net, BatchHardTripletLoss())
+    net.backbone.std = (.25, .25, .25)
+    retrieval_learner(make_dls(table, std=[.25]*3), net, BatchHardTripletLoss())
 
 
 def test_results_are_searches_of_the_column(table, tmp_path, monkeypatch):
     asked = table.copy()
     asked.loc[asked.split == 'test', 'split'] = ['query', 'gallery']*((asked.split == 'test').sum()//2)
     dls = make_dls(asked.assign(x1=4., y1=4., x2=40., y2=40.), valid='test', crop=True)
-    net = RetrievalNet(create_backbone('resnet18', pretrained=False), dim=16)
+    net = RetrievalNet(create_backbone('test_resnet', pretrained=False), dim=16)
     learn, drawn = retrieval_learner(dls, net, BatchHardTripletLoss(), path=tmp_path), {}
     monkeypatch.setattr(learner, 'show_neighbours', lambda table, rows, found, **kwargs: drawn.update(
         kwargs, split=table.split.to_numpy(), rows=rows, found=found))

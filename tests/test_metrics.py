@@ -1,9 +1,8 @@
 "Search and metrics: oracles by property tests, exact ties, golden values, precision, memory, other libraries, bad input."
 import importlib.util
-import subprocess
-import sys
 from contextlib import contextmanager
 from fractions import Fraction
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from processes import Fresh
 from scipy import stats
 
 from fgir import search
@@ -555,17 +555,16 @@ def test_one_clear_error(call, words):
     with pytest.raises(ValueError, match=words): call()
 
 
+def search_before_and_after(where):
+    x = torch.randn(6000, 64)
+    before = neighbours(x[:50], x, k=3)
+    attrgetter(where)(torch.backends).fp32_precision = "tf32"
+    after = neighbours(x[:50], x, k=3)
+    assert torch.equal(before[1], after[1])
+
+
 @pytest.mark.parametrize("where", ["cuda.matmul", "mkldnn.matmul"])
 def test_precision_in_the_new_words_of_torch(where):
     "Wherever a user has allowed less than float32, the search is as exact as before."
-    code = f"""
-import torch
-from fgir.search import neighbours
-x = torch.randn(6000, 64)
-before = neighbours(x[:50], x, k=3)
-torch.backends.{where}.fp32_precision = "tf32"
-after = neighbours(x[:50], x, k=3)
-assert torch.equal(before[1], after[1])
-"""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    done = Fresh(search_before_and_after, where).end()
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from fgir import data
+from fgir.files import write_atomic, write_folder_atomic
 
 CLASSES = ['001.Finch', '002.Siskin', '003.Jay', '004.Crow']
 CUB = {
@@ -666,18 +667,18 @@ def test_hold_out(tmp_path):
 
 def test_write_atomic(tmp_path):
     path = tmp_path/'new'/'x.npy'
-    with data.write_atomic(str(path)) as tmp:
+    with write_atomic(str(path)) as tmp:
         assert tmp.parent == path.parent and tmp.suffix == '.npy'
         np.save(tmp, np.arange(3))
     with pytest.raises(KeyboardInterrupt):
-        with data.write_atomic(path) as tmp:
+        with write_atomic(path) as tmp:
             tmp.write_bytes(b'half')
             raise KeyboardInterrupt
     assert [f.name for f in path.parent.iterdir()] == ['x.npy'] and np.load(path).tolist() == [0, 1, 2]
 
 
 def write_folder(path, name, error=None, force=False):
-    with data.write_folder_atomic(path, force) as tmp:
+    with write_folder_atomic(path, force) as tmp:
         (tmp/name).touch()
         if error: raise error
 

@@ -3,9 +3,7 @@ import json
 import os
 import shutil
 import signal
-import socket
 import struct
-import subprocess
 import sys
 import time
 import zlib
@@ -15,6 +13,7 @@ import httpx
 import pytest
 import torch
 from PIL import Image
+from processes import Fresh, command, free_port
 
 import fgir.data
 import fgir.serve
@@ -40,7 +39,6 @@ from fgir.serve import (
 )
 from fgir.synth import synth_dataset
 
-CODE = 'import sys; from fgir.cli import main; sys.exit(main())'
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 
 
@@ -229,12 +227,6 @@ def test_a_link_from_elsewhere_opens_the_page():
     assert not _is_foreign(request('GET', sec_fetch_site='cross-site'), '127.0.0.1', [])
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
 class Site(str):
     "Address of a page, the network behind it, which counts how many ask it at once, and the folder of what it keeps."
     def __new__(cls, url, net, folder):
@@ -370,15 +362,15 @@ def test_the_command_serves_until_it_is_ended_and_leaves_no_upload(tmp_path, fis
     torch.save(network().backbone.state_dict(), tmp_path/'net.pth')
     words = ['--backbone', 'test_resnet', '--weights', str(tmp_path/'net.pth'), '--size', '64', '--workers', '0']
     assert cli.main(['index', 'build', fish.attrs['root'], str(tmp_path/'g.safetensors'), *words]) == 0
-    command = [sys.executable, '-c', CODE, 'index', 'serve', str(tmp_path/'g.safetensors'), '--port', str(port := free_port())]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {'TMPDIR': str(tmp_path/'tmp')})
-    line = server.stdout.readline()
-    assert f'http://127.0.0.1:{port}/' in line and fish.attrs['root'] in line
+    server = Fresh(command, 'index', 'serve', tmp_path/'g.safetensors', '--port', port := free_port(), TMPDIR=tmp_path/'tmp')
+    while not (line := server.said[0].read_text()).endswith('\n') and server.process.is_alive(): time.sleep(.05)
+    assert f'http://127.0.0.1:{port}/' in line and fish.attrs['root'] in line, server.said[1].read_text()
     with open(image_path(fish, 9), 'rb') as f:
         up, = httpx.post(f'http://127.0.0.1:{port}/gradio_api/upload', files=dict(files=('a.jpg', f))).json()
     assert os.path.exists(up) and up.startswith(str(tmp_path/'tmp'))
-    server.send_signal(signal.SIGTERM)
-    assert server.wait(30) == 0 and server.stdout.read() == 'ended\n'
+    server.send(signal.SIGTERM)
+    done = server.end(30)
+    assert done.returncode == 0 and done.stdout == f'{line}ended\n', done.stderr
     assert not os.path.exists(up)
 
 

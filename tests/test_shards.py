@@ -1,6 +1,5 @@
 "Shares of a table, described by several processes, killed, resumed, spoiled: together they are what one process makes."
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from processes import ENV, TORCHRUN
+from processes import ENV, TORCHRUN, Fresh, command, two_of_a_group
+from torch import distributed
 
 import fgir.shards
 from fgir import cli
@@ -45,25 +45,20 @@ def names(folder): return sorted(p.name for p in folder.iterdir())
 def shares(folder): return sorted(p.stem.rpartition('.')[2] for p in folder.glob('*.shard-*.safetensors'))
 
 
+def extract_in_group(root, weights, out):
+    distributed.init_process_group('gloo')
+    done = extract_shard(network(weights), read_cub(root), out, **HOW)
+    ends = [None]*2
+    distributed.all_gather_object(ends, done is None)
+    assert sorted(ends) == [False, True], ends
+    distributed.destroy_process_group()
+
+
 def test_two_processes_of_a_group_make_the_file_of_one(fish, weights, tmp_path):
     "torch.distributed over gloo: the shares are those of the ranks, the file is the same to the last bit."
     (tmp_path/'out').mkdir()
-    script = f'''
-import torch
-from torch import distributed
-from test_shards import HOW, extract_shard, network
-from fgir.data import read_cub
-torch.set_num_threads(1)
-distributed.init_process_group('gloo')
-done = extract_shard(network({str(weights)!r}), read_cub({fish.attrs['root']!r}), {str(tmp_path/'out'/'two.safetensors')!r}, **HOW)
-ends = [None]*2
-distributed.all_gather_object(ends, done is None)
-assert sorted(ends) == [False, True], ends
-distributed.destroy_process_group()
-'''
-    (tmp_path/'script.py').write_text(script)
-    done = subprocess.run([*TORCHRUN, str(tmp_path/'script.py')], env=ENV, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in two_of_a_group(extract_in_group, fish.attrs['root'], weights, tmp_path/'out'/'two.safetensors'):
+        assert done.returncode == 0, done.stderr[-3000:]
     assert names(tmp_path/'out') == ['two.safetensors']
     one, two = extract(network(weights), fish, **HOW), Features.load(tmp_path/'out'/'two.safetensors')
     np.testing.assert_array_equal(one['S'], two['S'])
@@ -76,16 +71,14 @@ def test_the_command_line_in_shares(fish, weights, tmp_path, way):
     out = tmp_path/'out'
     words = ['extract', fish.attrs['root'], '--backbone', 'resnet18', '--weights', str(weights), '--size', '48',
              '--batch-size', '4', '--workers', '0', '--device', 'cpu', '--rows', 'all', '--out', str(out/'f.safetensors')]
-    command = [sys.executable, '-c', 'import sys; from fgir.cli import main; sys.exit(main())']
-    if way == 'processes': calls = [[*command, *words, '--processes', '2']]
+    if way == 'processes': done = [Fresh(command, *words, '--processes', 2).end()]
     elif way == 'torchrun':
-        (tmp_path/'run.py').write_text(command[-1])
-        calls = [[*TORCHRUN, str(tmp_path/'run.py'), *words]]
-    else: calls = [[*command, *words, '--shard', f'{i}/3'] for i in (2, 0, 1)]
-    for call in calls:
-        done = subprocess.run(call, env=ENV, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert 'Features of 42 images' in done.stdout and names(out) == ['f.safetensors']
+        (tmp_path/'run.py').write_text('import sys; from fgir.cli import main; sys.exit(main())')
+        call = [*TORCHRUN, str(tmp_path/'run.py'), *words]
+        done = [subprocess.run(call, env=ENV, capture_output=True, text=True, timeout=240)]
+    else: done = [Fresh(command, *words, '--shard', f'{i}/3').end() for i in (2, 0, 1)]
+    assert not any(d.returncode for d in done), done[-1].stderr[-3000:]
+    assert 'Features of 42 images' in done[-1].stdout and names(out) == ['f.safetensors']
     np.testing.assert_array_equal(Features.load(out/'f.safetensors')['S'], extract(network(weights), fish, **HOW)['S'])
 
 

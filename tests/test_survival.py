@@ -5,8 +5,6 @@ import os
 import re
 import resource
 import signal
-import socket
-import subprocess
 import sys
 import time
 import traceback
@@ -17,7 +15,8 @@ import psutil
 import pytest
 import torch
 from fastai.callback.core import Callback
-from processes import ENV, TORCHRUN
+from processes import FRESH, free_port, two_of_a_group
+from torch import distributed
 
 from fgir import backbones, loaders
 from fgir.backbones import create_backbone, read_record, read_tensors
@@ -28,8 +27,6 @@ from fgir.synth import synth_dataset
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8, epochs=4, valid=.5, lr=1e-3, warm_up=0,
              drop_last=True)
 pytestmark = pytest.mark.usefixtures('one_thread')
-FORK = multiprocessing.get_context('forkserver')
-FORK.set_forkserver_preload(['fgir.recipes'])
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +82,8 @@ def epochs_done(out): return read_record(out/'run_last')['epoch'] if (out/'run_l
 
 def begin(target, *args):
     "Start `target(connection, *args)` in a process of its own; this end of the connection, and the process."
-    here, there = FORK.Pipe()
-    child = FORK.Process(target=_begun, args=(target, there, *args))
+    here, there = FRESH.Pipe()
+    child = FRESH.Process(target=_begun, args=(target, there, *args))
     child.start()
     there.close()
     return here, child
@@ -349,18 +346,12 @@ def state(learn):
     return {**learn.model.state_dict(), **{f'loss/{k}': v for k, v in learn.loss_func.state_dict().items()}}
 
 
-SCRIPT = '''
-import sys
-import torch
-from torch import distributed
-from test_survival import SPREAD, spread, state
-root, out, weights = sys.argv[1:]
-for name in SPREAD:
-    learn = spread(name, root, out, weights)
-    torch.save(state(learn), f'{out}/{name}_{distributed.get_rank()}.pth')
-distributed.barrier()
-distributed.destroy_process_group()
-'''
+def spread_all(root, out, weights):
+    for name in SPREAD:
+        learn = spread(name, root, out, weights)
+        torch.save(state(learn), f'{out}/{name}_{distributed.get_rank()}.pth')
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope='module')
@@ -374,10 +365,8 @@ def weights(tmp_path_factory):
 def test_two_processes_train_as_one(table, weights, tmp_path):
     one, two = tmp_path/'one', tmp_path/'two'
     two.mkdir()
-    (two/'script.py').write_text(SCRIPT)
-    command = [*TORCHRUN, str(two/'script.py'), table.attrs['root'], str(two), weights]
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in two_of_a_group(spread_all, table.attrs['root'], str(two), weights):
+        assert done.returncode == 0, done.stderr[-3000:]
     wrong = []
     for name in SPREAD:
         alone = state(spread(name, table.attrs['root'], one, weights))
@@ -403,9 +392,7 @@ def join_run(connection, root, out, weights, rank, port, moment):
 
 def test_two_killed_processes_resume(table, weights, tmp_path):
     def start(moment):
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            port = s.getsockname()[1]
+        port = free_port()
         return zip(*(begin(join_run, table.attrs['root'], tmp_path/'two', weights, rank, port, moment)
                    for rank in range(2)),
                    strict=True)
