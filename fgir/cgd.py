@@ -106,8 +106,8 @@ def cgd_learner(
     crop: bool = False,               # crop each image by its box
     size: int = 224,                  # pixels of the square network input
     per_class: int = 4, lr: float = 1e-4, # images a class in a batch; learning rate of Adam
-    recalls=(1, 2, 4, 8),             # the K of Recall@K; the first one picks the best epoch
-    valid: float | str = .2,          # fraction of the training classes held out to pick the epoch, or 'test'
+    recalls=(1, 2, 4, 8),             # the K of Recall@K; the epoch is picked by the first
+    valid: float | str = .2,          # see `choose_valid`: a fraction held out to pick the epoch by, 'test' or 'last'
     out='results',                    # folder for all files
     seed: int = 0,
     precision: str = 'float32',       # 'bf16' is about twice as fast, on a CPU too

@@ -424,7 +424,7 @@ DEMO = dict(
     margins={'untrained network': 30, 'color histogram': 20},
     ks=(1, 2, 4, 8),
     note='Fish drawn by fgir: classes share one body plan and differ in small parts, while colors, water, light and '
-         'pose say nothing about the class. The networks were not trained on the test classes, and the best epoch was '
+         'pose say nothing about the class. The networks were not trained on the test classes, and the epoch was '
          'picked on training classes that were held out.')
 
 # %% ../nbs/10_cli.ipynb #0b7a125c
@@ -628,7 +628,7 @@ DataName = option(str | None, 'First word of the file names.', metavar='NAME', d
 Net = of_recipe(str, 'Network: resnet50, resnext50, inception (BN-Inception), googlenet, any name of timm, …',
                 '--backbone', '--backbone-type', metavar='NAME')
 Scratch = switch('--from-scratch', 'Start from random weights.', "the recipe's: ImageNet weights")
-Recalls = of_recipe(str, 'The K of Recall@K, with commas; the first picks the best epoch.', metavar='K,K')
+Recalls = of_recipe(str, 'The K of Recall@K, with commas; the epoch is picked by the first.', metavar='K,K')
 BatchSize = of_recipe(int, 'Images a step, over all processes.', min=2, metavar='N')
 Epochs = of_recipe(int, 'Times through the training images.', '--epochs', '--num-epochs', min=1, metavar='N')
 Side = of_recipe(int, 'Side of the network input, pixels.', min=1, metavar='PIXELS')

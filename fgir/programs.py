@@ -296,5 +296,7 @@ def read_features(
     "Open features of fgir or of one of the programs; ValueError says what is wrong with the file."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file of features')
+    inside = sorted(path.glob('*_data_base.safetensors')) if path.is_dir() else []
+    if inside: raise ValueError(f'{path}: a folder; give a file of features in it, such as {inside[0]}')
     if path.is_dir() or path.suffix == '.json': return _read_cfga(path)
     return _read_data_base(path) if path.suffix == '.pth' else features_of(path)

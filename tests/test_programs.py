@@ -274,6 +274,14 @@ def test_features_of_cfga_come_back(tmp_path, windows):
     assert one.names == ['cfga+']
 
 
+def test_a_folder_of_trained_models_is_answered_with_its_file_of_features(tmp_path):
+    for name in ('x_model.json', 'x_model.safetensors', 'x_data_base.safetensors'): (tmp_path/name).touch()
+    with pytest.raises(ValueError, match='a folder; give a file of features in it, such as .*x_data_base.safetensors'):
+        read_features(tmp_path)
+    (tmp_path/'none').mkdir()
+    with pytest.raises(ValueError, match='no features, neither a JSON file of CFGA nor a folder'): read_features(tmp_path/'none')
+
+
 def test_features_of_cfga_of_both_splits_and_other_names(tmp_path):
     "Training rows come first; a learned embedding and files of later experiments keep their sense."
     features, files = write_program_files(tmp_path)
