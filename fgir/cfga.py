@@ -113,7 +113,10 @@ class Capture(TorchFunctionMode):
         n: int,  # images that go through
     ):
         super().__init__()
-        self.n, self.calls, self.names = n, {}, {id(layer.weight): name for name, layer in layers.items()}
+        self.n, self.calls = n, {}
+        # Kept, so that no weights that are computed later get the id of these.
+        self.weights = {name: layer.weight for name, layer in layers.items()}
+        self.names = {id(weight): name for name, weight in self.weights.items()}
 
     def __enter__(self):
         self.recording = torch.is_grad_enabled()
