@@ -61,13 +61,13 @@ def gallery(fish, tmp_path_factory):
     return Features(arrays, fish, {'tfms': 'cgd', 'size': 32}).save(file)
 
 
-TRAIN = ('--backbone resnet18 --from-scratch --gd_config SM --feature_dim 16 --size 32 --batch_size 8 --num_epochs 1 '
+TRAIN = ('--backbone test_resnet --from-scratch --gd_config SM --feature_dim 16 --size 32 --batch_size 8 --num_epochs 1 '
          '--recalls 1,2 --valid 0.5 --workers 0 --device cpu').split()
 
 
 def test_the_whole_way(fish, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    root, prefix = fish.attrs['root'], 'fish_uncropped_resnet18_SM_16_0.1_0.5_0.1_8'
+    root, prefix = fish.attrs['root'], 'fish_uncropped_test_resnet_SM_16_0.1_0.5_0.1_8'
     fgir('prepare', 'cub', root, 'ready', '--crop', '--format', 'both')
     made = {'cropped', 'cropped_data_dicts.pth', 'cropped_table.csv', 'train_paths.json'}
     assert made <= set(os.listdir(tmp_path/'ready'))
@@ -90,7 +90,7 @@ def test_the_whole_way(fish, tmp_path, capsys, monkeypatch):
     assert list(pd.read_csv(tmp_path/'r.csv').filter(like='R@')) == ['R@1', 'R@3']
     row, html = pd.read_csv(tmp_path/'r.csv').iloc[0], (tmp_path/'r.html').read_text()
     assert row['selection'] == 'the last epoch' and row['recipe'] == 'cgd'
-    assert row[['dataset', 'split', 'backbone', 'dtype']].tolist() == ['cub', 'zero-shot: test', 'resnet18', 'float32']
+    assert row[['dataset', 'split', 'backbone', 'dtype']].tolist() == ['cub', 'zero-shot: test', 'test_resnet.r160_in1k', 'float32']
     assert 'This page asked 20 queries, the usual test set has 5924' in html and 'README of seed 002' in html
 
     photo = f"{root}/{features.table['path'][3]}"

@@ -29,9 +29,9 @@ def gallery(fish, tmp_path):
     from fgir.backbones import create_backbone
 
     torch.manual_seed(0)
-    torch.save(create_backbone('resnet18', pretrained=False).state_dict(), tmp_path/'net.pth')
+    torch.save(create_backbone('test_resnet', pretrained=False).state_dict(), tmp_path/'net.pth')
     file = tmp_path/'fish.safetensors'
-    assert not call('index', 'build', fish.attrs['root'], file, '--backbone', 'resnet18', '--weights', tmp_path/'net.pth',
+    assert not call('index', 'build', fish.attrs['root'], file, '--backbone', 'test_resnet', '--weights', tmp_path/'net.pth',
                     '--rows', 'train', '--size', 32, '--workers', 0)
     return file
 
@@ -47,10 +47,10 @@ def said(capsys, *words, status=0):
 
 
 SOURCES = [
-    (dict(backbone='resnet18', weights='https://evil.example/net.pth'), '--weights https://evil.example/net.pth'),
+    (dict(backbone='test_resnet', weights='https://evil.example/net.pth'), '--weights https://evil.example/net.pth'),
     (dict(model='http://evil.example/m.safetensors'), 'is not fetched'),
-    (dict(backbone='resnet18', weights='//evil/share/a.pth'), 'not fetched'),
-    (dict(backbone='resnet18', weights='\\\\evil\\share\\a.pth'), 'not fetched'),
+    (dict(backbone='test_resnet', weights='//evil/share/a.pth'), 'not fetched'),
+    (dict(backbone='test_resnet', weights='\\\\evil\\share\\a.pth'), 'not fetched'),
     (dict(model='none.safetensors'), 'none.safetensors: no such file'),
     (dict(weights='a.pth'), 'a.pth: no such file'), ({}, 'does not say what described its images')]
 
@@ -85,19 +85,20 @@ def test_a_gallery_grows_and_answers_without_being_told_how(fish, gallery, capsy
 
 
 @pytest.mark.parametrize('words, says', [
-    ('build {root} {dir}/g.faiss --backbone resnet18', 'g.faiss: expected a file .safetensors, a folder .db'),
-    ('build {root} {file} --backbone resnet18', 'exists already; --force'),
+    ('build {root} {dir}/g.faiss --backbone test_resnet', 'g.faiss: expected a file .safetensors, a folder .db'),
+    ('build {root} {file} --backbone test_resnet', 'exists already; --force'),
     ('build {root} {dir}/g.safetensors', 'name one of --model FILE and --backbone NAME'),
-    ('build {root} {dir}/g.safetensors --backbone resnet18 --kind tree', "found 'tree'"),
-    ('build {root} {dir}/g.safetensors --backbone resnet18 --kind hnsw --engine links', 'expected NAME=NUMBER'),
-    ('build {root} {dir}/g.safetensors --backbone resnet18 --kind flat --engine links=3', 'no setting links'),
+    ('build {root} {dir}/g.safetensors --backbone test_resnet --kind tree', "found 'tree'"),
+    ('build {root} {dir}/g.safetensors --backbone test_resnet --kind hnsw --engine links', 'expected NAME=NUMBER'),
+    ('build {root} {dir}/g.safetensors --backbone test_resnet --kind flat --engine links=3', 'no setting links'),
     ('add {file} {root} --rows train', 'in the gallery already; --replace replaces it'),
     ('add {file} {root} --backbone resnet34 --rows test', 'weights'),
     ('remove {file} none.jpg', 'none.jpg is not in the gallery'),
     ('add {dir}/none.safetensors {root}', 'none.safetensors: no such gallery'),
     ('remove {dir}/none.safetensors a.jpg', 'none.safetensors: no such gallery'),
-    ('build {root} {dir}/g.safetensors --backbone resnet18 --kind hnsw --engine links=0', 'hnsw: links: expected a whole number'),
-    ('build {root} {dir}/g.safetensors --backbone resnet18 --kind hnsw --engine links=4 --engine links=5', 'one setting twice'),
+    ('build {root} {dir}/g.safetensors --backbone test_resnet --kind hnsw --engine links=0',
+     'hnsw: links: expected a whole number'),
+    ('build {root} {dir}/g.safetensors --backbone test_resnet --kind hnsw --engine links=4 --engine links=5', 'one setting twice'),
     ('search {file} {photo} --picture {dir}/found', 'found: give it a name that ends in .'),
     ('search {file} {photo} --picture {dir}/found.xyz', 'found.xyz: give it a name that ends in .'),
     ('search {file} {photo} --force', '--force: it goes with --picture'),
@@ -118,7 +119,7 @@ def test_two_that_add_at_once_both_do(fish, gallery, tmp_path):
     rng, halves = np.random.default_rng(0), []
     for i, rows in enumerate((slice(0, 12), slice(12, 24))):
         part = table.iloc[rows].reset_index(drop=True)
-        features = Features({'S': rng.normal(size=(12, 512)).astype(np.float32)}, part, vectors.record)
+        features = Features({'S': rng.normal(size=(12, 96)).astype(np.float32)}, part, vectors.record)
         halves.append(features.save(tmp_path/f'{i}.safetensors'))
     adding = [begin(call, 'index', 'add', gallery, h) for h in halves]
     for process in adding: process.join()
@@ -153,7 +154,7 @@ def test_commands_that_were_killed_go_on_and_are_in_nobodys_way(fish, gallery, c
     kept = part.read_bytes()
     call('index', 'remove', gallery, fish['path'][0])
     for words in (['add', gallery, root, '--rows', 'train', '--replace'],
-                  ['build', root, gallery, '--force', '--backbone', 'resnet18', '--weights', folder/'net.pth', '--rows', 'train',
+                  ['build', root, gallery, '--force', '--backbone', 'test_resnet', '--weights', folder/'net.pth', '--rows', 'train',
                    '--size', 32]):
         capsys.readouterr()
         assert not call('index', *words, '--workers', 0)
@@ -201,7 +202,7 @@ def options(command):
 
 
 DESCRIBE = dict(
-    model='--model net.pth', backbone='--backbone resnet18', weights='--weights net.pth', pool='--pool M',
+    model='--model net.pth', backbone='--backbone test_resnet', weights='--weights net.pth', pool='--pool M',
     descriptor='--descriptor layers', data='--data cub', split='--split official', level='--level family', crop='--crop',
     size='--size 40', tfms='--tfms squash', batch_size='--batch-size 2', workers='--workers 0', device='--device cpu',
     skip_bad='--skip-bad')
@@ -240,7 +241,7 @@ def test_with_a_file_of_features_each_option_is_used_or_refused(fish, tmp_path, 
 @pytest.mark.parametrize('command', ['build', 'add'])
 def test_with_images_each_option_goes_to_what_it_is_for(fish, gallery, tmp_path, capsys, command, monkeypatch):
     "What reads, describes and keeps images is called otherwise for each option."
-    calls, net = [], ['--backbone', 'resnet18', '--weights', str(gallery.parent/'net.pth')]
+    calls, net = [], ['--backbone', 'test_resnet', '--weights', str(gallery.parent/'net.pth')]
     def note(name, result):
         def noted(*args, **kwargs):
             calls.append((name, repr(args), repr(kwargs)))
@@ -258,7 +259,7 @@ def test_with_images_each_option_goes_to_what_it_is_for(fish, gallery, tmp_path,
         status = call('index', command, *words, *more.split())
         return status, [(name, args.replace('0x', ''), kwargs) for name, args, kwargs in calls]
     here = gallery.parent
-    other = dict(model=f'--model {here}/net.pth', weights=f'--backbone resnet18 --weights {here}/none.pth',
+    other = dict(model=f'--model {here}/net.pth', weights=f'--backbone test_resnet --weights {here}/none.pth',
                  backbone='--backbone resnet34')
     base = outcome(' '.join(net))
     assert base[0] == 0 and len(base[1]) >= 3
@@ -310,7 +311,7 @@ def test_a_gallery_finds_its_model_from_every_folder(fish, gallery, tmp_path, ca
     "Named by a relative path when it was made; moved, or taken to another machine beside the gallery; or lost."
     photo, far = f"{fish.attrs['root']}/{fish['path'][3]}", tmp_path/'far'
     monkeypatch.chdir(tmp_path)
-    said(capsys, 'index', 'build', fish.attrs['root'], 'near.safetensors', '--backbone', 'resnet18', '--weights', 'net.pth',
+    said(capsys, 'index', 'build', fish.attrs['root'], 'near.safetensors', '--backbone', 'test_resnet', '--weights', 'net.pth',
          '--rows', 'train', '--size', 32, '--workers', 0)
     far.mkdir()
     monkeypatch.chdir(far)
@@ -326,10 +327,10 @@ def test_a_gallery_finds_its_model_from_every_folder(fish, gallery, tmp_path, ca
 
 
 @pytest.mark.parametrize('source, says', [
-    (dict(backbone='resnet18', weights='http://example.org/net.pth'), 'give --weights http://example.org/net.pth to fetch it'),
+    (dict(backbone='test_resnet', weights='http://example.org/net.pth'), 'give --weights http://example.org/net.pth to fetch it'),
     (dict(backbone='hf-hub:somebody/net'), 'give --backbone hf-hub:somebody/net to fetch it'),
     (dict(model='none.safetensors'), 'none.safetensors: no such file'), (dict(model=5), 'not one of fgir'),
-    (dict(model='a.pth', backbone='resnet18'), 'a.pth: no such file'), ('x', 'not one of fgir'), ([1], 'not one of fgir')])
+    (dict(model='a.pth', backbone='test_resnet'), 'a.pth: no such file'), ('x', 'not one of fgir'), ([1], 'not one of fgir')])
 def test_what_a_gallery_of_somebody_else_names_is_not_fetched(source, says):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(says)):
         source_of(dict(source=source), 'g.safetensors', **dict.fromkeys(SOURCE))
