@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-ENV = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'MPLBACKEND': 'Agg',
-                    'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+ALONE = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'MPLBACKEND': 'Agg'}
+ENV = os.environ | ALONE | {'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
 TORCHRUN = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone']
 # Each of its processes begins with the modules imported and nothing run, which takes a hundredth of a new Python's time.
 FRESH = multiprocessing.get_context('forkserver')
@@ -38,8 +38,7 @@ class Fresh:
     def __init__(self, target, *args, **env):
         self.said = [Path(tempfile.mkdtemp(), name) for name in ('out', 'err')]
         for path in self.said: path.touch()
-        env = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'MPLBACKEND': 'Agg', **env}
-        self.process = FRESH.Process(target=_fresh, args=(target, args, self.said, env, os.getcwd()))
+        self.process = FRESH.Process(target=_fresh, args=(target, args, self.said, ALONE | env, os.getcwd()))
         self.process.start()
 
     def send(self, number: int):

@@ -1,8 +1,10 @@
 """Published numbers: what is in the file, that it comes with an installed package, and what a report says of it."""
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
@@ -87,6 +89,12 @@ def test_the_file_comes_with_an_installed_package(tmp_path):
     source = tmp_path/'source'
     shutil.copytree(ROOT/'fgir', source/'fgir', ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, source/name)
-    build = [sys.executable, 'setup.py', '-q', 'build', '--build-lib', tmp_path/'installed']
+    build = [sys.executable, '-m', 'pip', 'wheel', '.', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path]
     subprocess.run(build, cwd=source, check=True, capture_output=True)
-    assert (tmp_path/'installed'/'fgir'/'published.csv').read_bytes() == FILE.read_bytes()
+    wheel, = tmp_path.glob('*.whl')
+    with ZipFile(wheel) as file: file.extractall(tmp_path/'installed')
+    code = "import fgir.published as p; print(p.__file__, len(p.published()))"
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path/'installed')}
+    said = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True).stdout
+    where, n = said.split()
+    assert Path(where).is_relative_to(tmp_path/'installed') and int(n) == len(published())
