@@ -26,6 +26,7 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
 # %% ../nbs/10_cli.ipynb #2c69a585
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shlex
@@ -723,7 +724,10 @@ def in_processes(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in ('torch.distributed', 'torch.multiprocessing'): logging.getLogger(name).setLevel(logging.CRITICAL)
-    config = LaunchConfig(1, 1, n, rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0, run_id='fgir')
+    way = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
+    if way == 'forkserver': multiprocessing.set_forkserver_preload(['fgir.recipes'])  # imported once for all of them
+    config = LaunchConfig(1, 1, n, rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0, run_id='fgir',
+                          start_method=way)
     try: elastic_launch(config, one_of_several)(words)
     except ChildFailedError: raise RuntimeError('a process failed') from None
     except SignalException: raise typer.Abort() from None

@@ -13,8 +13,6 @@ from pathlib import Path
 import torch
 
 ALONE = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'MPLBACKEND': 'Agg'}
-ENV = os.environ | ALONE | {'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
-TORCHRUN = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone']
 # Each of its processes begins with the modules imported and nothing run, which takes a hundredth of a new Python's time.
 FRESH = multiprocessing.get_context('forkserver')
 FRESH.set_forkserver_preload(['fgir.recipes', 'fgir.gallery', 'fgir.shards'])

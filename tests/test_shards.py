@@ -1,5 +1,4 @@
 "Shares of a table, described by several processes, killed, resumed, spoiled: together they are what one process makes."
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from processes import ENV, TORCHRUN, Fresh, command, two_of_a_group
+from processes import Fresh, command, two_of_a_group
 from torch import distributed
 
 import fgir.shards
@@ -72,13 +71,10 @@ def test_the_command_line_in_shares(fish, weights, tmp_path, way):
     words = ['extract', fish.attrs['root'], '--backbone', 'resnet18', '--weights', str(weights), '--size', '48',
              '--batch-size', '4', '--workers', '0', '--device', 'cpu', '--rows', 'all', '--out', str(out/'f.safetensors')]
     if way == 'processes': done = [Fresh(command, *words, '--processes', 2).end()]
-    elif way == 'torchrun':
-        (tmp_path/'run.py').write_text('import sys; from fgir.cli import main; sys.exit(main())')
-        call = [*TORCHRUN, str(tmp_path/'run.py'), *words]
-        done = [subprocess.run(call, env=ENV, capture_output=True, text=True, timeout=240)]
+    elif way == 'torchrun': done = two_of_a_group(command, *words)
     else: done = [Fresh(command, *words, '--shard', f'{i}/3').end() for i in (2, 0, 1)]
     assert not any(d.returncode for d in done), done[-1].stderr[-3000:]
-    assert 'Features of 42 images' in done[-1].stdout and names(out) == ['f.safetensors']
+    assert any('Features of 42 images' in d.stdout for d in done) and names(out) == ['f.safetensors']
     np.testing.assert_array_equal(Features.load(out/'f.safetensors')['S'], extract(network(weights), fish, **HOW)['S'])
 
 

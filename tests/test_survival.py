@@ -325,16 +325,16 @@ def test_ctrl_c_ends_the_run_and_its_workers(table, whole, tmp_path):
 # two processes
 
 SPREAD = {  # recipe and what it is to stress
-    'msloss': dict(recipe='msloss', per_class=2, epochs=3, sampler='balanced'),
-    'groups': dict(recipe='msloss', per_class=2, epochs=3, clip_norm=.5),
-    'proxy_anchor': dict(recipe='proxy_anchor_cub', epochs=3, warm_up=1, clip_value=.01,
+    'msloss': dict(recipe='msloss', per_class=2, epochs=2, sampler='balanced'),
+    'groups': dict(recipe='msloss', per_class=2, epochs=2, clip_norm=.5),
+    'proxy_anchor': dict(recipe='proxy_anchor_cub', epochs=2, warm_up=1, clip_value=.01,
                          lr=dict(backbone=1e-4, head=1e-4, loss=1e-2)),
-    'adamp': dict(recipe='pp_proxy_anchor', epochs=3, warm_up=1, drop_last=False,
+    'adamp': dict(recipe='pp_proxy_anchor', epochs=2, warm_up=1, drop_last=False,
                   lr=dict(backbone=1e-4, head=1e-4, loss=1e-2)),
-    'moving': dict(recipe='pp_moving_proxy', epochs=3, valid=.5),
-    'steps': dict(recipe='cosface', per_class=2, steps=10, epochs=None, valid='last', lr=1e-4),
-    'cgd': dict(recipe='cgd', epochs=3, per_class=2, valid='last', net=dict(feature_dim=32), lr=1e-4),
-    'norm': dict(recipe='msloss', per_class=2, epochs=3, freeze_bn='', valid='last', lr=1e-4)}
+    'moving': dict(recipe='pp_moving_proxy', epochs=2, valid=.5),
+    'steps': dict(recipe='cosface', per_class=2, steps=8, epochs=None, valid='last', lr=1e-4),
+    'cgd': dict(recipe='cgd', epochs=2, per_class=2, valid='last', net=dict(feature_dim=32), lr=1e-4),
+    'norm': dict(recipe='msloss', per_class=2, epochs=2, freeze_bn='', valid='last', lr=1e-4)}
 
 
 def spread(name, root, out, weights, cbs=None, **more):
@@ -378,7 +378,7 @@ def test_two_processes_train_as_one(table, weights, tmp_path):
         tensors = max((first[k].double() - v.double()).abs().max().item() for k, v in alone.items())
         print(f'{name}: losses {losses:.1e}, tensors {tensors:.1e}')
         # Adam moves a weight whose gradient is zero but for rounding by the rate, 1e-4, either way.
-        if len(ours) < 3 or losses > 1e-5 or tensors > 3e-4: wrong.append((name, losses, tensors))
+        if len(ours) < 2 or losses > 1e-5 or tensors > 3e-4: wrong.append((name, losses, tensors))
     assert not wrong
 
 
