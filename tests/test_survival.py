@@ -90,6 +90,7 @@ def begin(target, *args):
 
 
 def _begun(target, *args):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method('fork', force=True)
     torch.set_num_threads(1)
     target(*args)
