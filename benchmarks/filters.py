@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 import fgir.index
-from fgir.data import make_table
+from fgir.data.table import make_table
 from fgir.features import Features
 from fgir.index import Index, unit_rows
 

@@ -15,9 +15,9 @@ from statistics import median
 import pandas as pd
 import torch
 
-from fgir.data import image_path, load_row, make_table, read_cars, shared_dir
-from fgir.loaders import retrieval_dls
-from fgir.synth import synth_dataset
+from fgir.data.batches import retrieval_dls
+from fgir.data.fish import synth_dataset
+from fgir.data.table import image_path, load_row, make_table, read_cars, shared_dir
 
 def enlarged(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     "Save the images of the table as JPEG of 500×375 pixels, quality 90, below `root`."

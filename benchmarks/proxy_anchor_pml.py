@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from fgir.backbones import RetrievalNet, create_backbone
-from fgir.data import hold_out_classes, read_cars, read_cub
+from fgir.data.table import hold_out_classes, read_cars, read_cub
 from fgir.features import evaluate_recall
 from fgir.recipes import describe_test, learner_from_recipe
 

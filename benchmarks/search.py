@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgir.data import make_table
+from fgir.data.table import make_table
 from fgir.features import Features
 from fgir.gallery import parse_engine
 from fgir.index import Index

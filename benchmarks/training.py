@@ -18,11 +18,11 @@ from fastai.optimizer import OptimWrapper
 from torch.utils.data import DataLoader
 
 from fgir.backbones import RetrievalNet, create_backbone
-from fgir.data import read_cub, shared_dir
+from fgir.data.batches import retrieval_dls
+from fgir.data.fish import synth_dataset
+from fgir.data.table import read_cub, shared_dir
 from fgir.learner import retrieval_learner
-from fgir.loaders import retrieval_dls
 from fgir.losses import ProxyAnchorLoss
-from fgir.synth import synth_dataset
 
 class Batches(list):
     "Batches in memory, in the place of a loader."

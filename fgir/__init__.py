@@ -5,12 +5,12 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _NAMES = {
-    "files": "",
-    "data": "read_cub read_cars read_sop read_inshop read_aircraft read_folder make_table hold_out_classes "
+    "data.files": "",
+    "data.table": "read_cub read_cars read_sop read_inshop read_aircraft read_folder make_table hold_out_classes "
             "check_images drop_bad load_image load_row image_path show_images shared_dir",
-    "synth": "synth_dataset",
+    "data.fish": "synth_dataset",
     "formats": "read_table write_table write_crops download prepare READERS",
-    "loaders": "TRANSFORMS get_transforms retrieval_dls table_dl resize_cache",
+    "data.batches": "TRANSFORMS get_transforms retrieval_dls table_dl resize_cache",
     "backbones": "create_backbone as_backbone create_pool BACKBONES POOLS RetrievalNet Pooled save_model load_model "
                  "count_parameters count_operations",
     "losses": "BatchHardTripletLoss MultiSimilarityLoss NormSoftmaxLoss ProxyNCALoss ProxyAnchorLoss PositiveProxyLoss "
@@ -37,14 +37,16 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
+_CHAPTERS = {module.partition(".")[0] for module in _NAMES}
+
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
-    if name in _NAMES: return import_module(f"fgir.{name}")
+    if name in _CHAPTERS: return import_module(f"fgir.{name}")
     if name not in _HOME: raise AttributeError(f"module 'fgir' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"fgir.{_HOME[name]}"), name)
     return value
 
 
-def __dir__() -> list[str]: return sorted({*globals(), *_HOME, *_NAMES})
+def __dir__() -> list[str]: return sorted({*globals(), *_HOME, *_CHAPTERS})

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
-from .data import load_pth
-from .files import OpenFile, lay_out, parse_json, write_atomic
-from .loaders import IMAGENET_MEAN, IMAGENET_STD
+from .data.batches import IMAGENET_MEAN, IMAGENET_STD
+from .data.files import OpenFile, lay_out, parse_json, write_atomic
+from .data.table import load_pth
 
 # %% ../nbs/01_backbones.ipynb #c703f857
 _OWN = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD, 'run': 'features', 'weights': None}

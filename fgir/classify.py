@@ -25,11 +25,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .backbones import RetrievalNet, create_pool, load_model
-from .data import load_image, load_row
+from .data.batches import get_transforms
+from .data.files import write_atomic
+from .data.table import load_image, load_row
 from .features import evaluating, extract, say_crop, trained_crop
-from .files import write_atomic
 from .learner import RetrievalLearner
-from .loaders import get_transforms
 from .recipes import learner_from_recipe, schedule_factor
 
 # %% ../nbs/08_classify.ipynb #6629062a

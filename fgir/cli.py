@@ -292,7 +292,7 @@ def read_data(
     **choices,  # see `given_choices`
 ) -> 'pd.DataFrame':  # the table
     "Read the table of `root`, and say what is in it."
-    from fgir.data import check_images, drop_bad
+    from fgir.data.table import check_images, drop_bad
 
     reader = find_reader(root, data)
     table = reader(root, **given_choices(reader, **choices))
@@ -506,9 +506,9 @@ def save_demo(
     "Write the features of the trained network, a picture of six searches, and the report."
     import pandas as pd
 
+    from fgir.data.files import write_atomic
     from fgir.evaluation import report
     from fgir.features import show_neighbours
-    from fgir.files import write_atomic
     from fgir.search import neighbours
 
     features = described['trained network']
@@ -532,8 +532,8 @@ def demo(
     files = {what: out/name for what, name in DEMO_FILES.items()}
     refuse_existing(files.values(), force)
     start = time.perf_counter()
+    from fgir.data.fish import synth_dataset
     from fgir.evaluation import evaluate as evaluate_features
-    from fgir.synth import synth_dataset
 
     print('Drawing {n_classes} classes of fish, {n_per_class} pictures each'.format(**DEMO['data']))
     table = synth_dataset(out/'fish', seed=seed, progress=watched(), force=force, **DEMO['data'])
@@ -984,9 +984,9 @@ def evaluate(
     ranks, more = parse_ranks(ks), parse_measures(measures)
     methods = parse_methods(rerank)
     refuse_existing([p for p in (report, csv) if p], force)
+    from fgir.data.files import write_atomic
     from fgir.evaluation import evaluate as evaluate_features
     from fgir.evaluation import report as write_report
-    from fgir.files import write_atomic
     from fgir.published import known_numbers
 
     features = {name: read_described(file) for name, file in name_files(files).items()}
@@ -1046,7 +1046,7 @@ def say_left_out(found: 'pd.DataFrame'):
 def show_answer(index: 'Index', image: Path, found: 'pd.DataFrame', box, as_json: bool, picture: Path | None,
                 name: str | None = None):
     "Print what was found for a photograph of the kind `name`, and draw it if a picture is wanted."
-    from fgir.files import write_atomic
+    from fgir.data.files import write_atomic
     from fgir.index import show_search
 
     say_left_out(found)

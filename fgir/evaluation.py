@@ -36,9 +36,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from . import __version__
-from .data import load_row
+from .data.files import write_atomic
+from .data.table import load_row
 from .features import Features, _record, evaluate_recall, extract, query_and_gallery, sides
-from .files import write_atomic
 from .metrics import TOO_FEW, confidence, first_hit_rank, measure, score_queries
 from .search import neighbours
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cfga import Call, Describe, _forward, _matrices, aggregate, describe_call
-from .data import load_image
+from .data.batches import get_transforms
+from .data.table import load_image
 from .features import _device, _normalization, as_descriptor, evaluating, say_crop, trained_crop
-from .loaders import get_transforms
 
 # %% ../nbs/06a_explain.ipynb #9dd80029
 def as_input(

@@ -39,8 +39,8 @@ from torch.utils.data import DataLoader
 
 # %% ../nbs/03a_features.ipynb #8d5ebaeb
 from . import __version__
-from .data import BOX, BadImage, _one_of, image_path, load_row, open_image
-from fgir.files import (
+from .data.batches import IMAGENET_MEAN, IMAGENET_STD, TRANSFORMS, RetrievalDL, TableImages, table_dl
+from fgir.data.files import (
     OpenFile,
     alone_with,
     check,
@@ -52,7 +52,7 @@ from fgir.files import (
     write_atomic,
     write_folder_atomic,
 )
-from .loaders import IMAGENET_MEAN, IMAGENET_STD, TRANSFORMS, RetrievalDL, TableImages, table_dl
+from .data.table import BOX, BadImage, _one_of, image_path, load_row, open_image
 from .metrics import check_ranks, score_queries
 from .search import neighbours
 

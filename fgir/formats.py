@@ -35,7 +35,8 @@ from fastprogress.fastprogress import progress_bar
 from scipy.io import loadmat
 
 # %% ../nbs/00b_formats.ipynb #3d8df2df
-from fgir.data import (
+from .data.files import write_atomic, write_folder_atomic
+from fgir.data.table import (
     BOX,
     SPLITS,
     BadImage,
@@ -57,7 +58,6 @@ from fgir.data import (
     read_inshop,
     read_sop,
 )
-from .files import write_atomic, write_folder_atomic
 
 # %% ../nbs/00b_formats.ipynb #12821e4a
 def write_table(table: pd.DataFrame, path: str | Path) -> None:

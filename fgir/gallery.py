@@ -22,7 +22,7 @@ import typer
 
 import fgir.cli as cli
 from .cli import argument, option, refuse_existing, switch
-from .files import alone_with, in_use, say
+from .data.files import alone_with, in_use, say
 
 if TYPE_CHECKING:
 
@@ -168,7 +168,7 @@ def described(
 # %% ../nbs/10a_gallery.ipynb #ebba2294
 def part_of(gallery: str, descriptor, table, cut: dict) -> Path:
     "Where descriptions are kept until they are in a gallery."
-    from fgir.data import image_path
+    from fgir.data.table import image_path
     from fgir.features import _record, work_of
 
     files = (image_path(table, i) for i in range(len(table)))

@@ -29,7 +29,9 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data import BOX, image_path, load_image, make_table
+from .data.batches import TRANSFORMS
+from .data.files import OpenFile, naming, write_atomic
+from .data.table import BOX, image_path, load_image, make_table
 from fgir.features import (
     Features,
     _create,
@@ -40,8 +42,6 @@ from fgir.features import (
     say_crop,
     show_neighbours,
 )
-from .files import OpenFile, naming, write_atomic
-from .loaders import TRANSFORMS
 
 # %% ../nbs/07_index.ipynb #b94e330a
 def unit_rows(

@@ -41,9 +41,9 @@ from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 
 from .backbones import RetrievalNet, create_backbone, read_tensors, save_model
-from .data import image_path, load_image
+from .data.files import write_atomic
+from .data.table import image_path, load_image
 from .features import extract, query_and_gallery, say_crop, show_neighbours, sides
-from .files import write_atomic
 from .metrics import recall_at_k
 from .search import neighbours
 

@@ -22,9 +22,9 @@ from .backbones import RetrievalNet, create_backbone, load_weights, read_weights
 from .cfga import SEED_MODELS
 from .cgd import GD_CONFIGS, CGDNet
 from .classify import Classifier
-from .data import make_table
+from .data.files import write_atomic
+from .data.table import make_table
 from .features import Features
-from .files import write_atomic
 from .formats import CFGA_FILES, _file_names, _json_list
 from .index import features_of
 

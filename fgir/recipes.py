@@ -35,7 +35,8 @@ from timm.optim import AdamP
 from torch import nn
 
 from .backbones import BACKBONES, PROGRAM_NAMES, create_backbone, read_record
-from .data import hold_out_classes
+from .data.batches import SAMPLERS, get_transforms, retrieval_dls
+from .data.table import hold_out_classes
 from .features import Features, evaluate_recall, extract, save_retrieval_pictures
 from fgir.learner import (
     AnyDevicePrecision,
@@ -52,7 +53,6 @@ from fgir.learner import (
     retrieval_learner,
     too_few,
 )
-from .loaders import SAMPLERS, get_transforms, retrieval_dls
 
 # %% ../nbs/04a_recipes.ipynb #8032229a
 DEFAULTS = dict(

@@ -74,7 +74,7 @@ def card(words: str) -> Image.Image:
 # %% ../nbs/10b_serve.ipynb #4989399b
 def shown_image(found: 'pd.DataFrame', i: int, folders: Sequence[Path], crop: bool = False) -> Image.Image:
     "Row `i` of what was found, cut to its box with `crop`; ValueError without a path if it cannot be shown."
-    from fgir.data import BOX, image_path, load_image
+    from fgir.data.table import BOX, image_path, load_image
 
     file = served_file(image_path(found, i), folders)
     try: return load_image(file, found[BOX].iloc[i].tolist() if crop else None)
@@ -92,7 +92,7 @@ PIXELS = 2**26  # of a photograph, at most
 
 def _count_pixels(path: str | Path) -> int:
     "How many pixels an uploaded photograph says it has; ValueError in words for whoever sent it if it is none."
-    from fgir.data import FORMATS, BadImage, open_image
+    from fgir.data.table import FORMATS, BadImage, open_image
 
     try:
         with open_image(path) as image: return image.width*image.height
@@ -103,7 +103,7 @@ def _count_pixels(path: str | Path) -> int:
 
 def read_photo(path: str | Path) -> Image.Image:
     "A photograph that somebody sent, as upright RGB; ValueError in words for them for anything else."
-    from fgir.data import BadImage, load_image
+    from fgir.data.table import BadImage, load_image
 
     if _count_pixels(path) > PIXELS:
         raise ValueError(f'This image is too large: expected at most {PIXELS//10**6} million pixels.')
@@ -113,7 +113,7 @@ def read_photo(path: str | Path) -> Image.Image:
 # %% ../nbs/10b_serve.ipynb #28c46fff
 def check_fits(index: 'Index', describe: Callable, folders: Sequence[Path]):
     "ValueError unless a descriptor describes the gallery's first image as the gallery has it; without its file, nothing."
-    from fgir.data import BOX, image_path
+    from fgir.data.table import BOX, image_path
 
     index.as_described()
     first = index.store.sample()[0]

@@ -18,6 +18,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .data.batches import TRANSFORMS, TableImages, get_transforms, own_share
+from .data.files import alone_with, in_use, say
 from fgir.features import (
     Features,
     NoneReadable,
@@ -33,8 +35,6 @@ from fgir.features import (
     work_of,
     write_rows,
 )
-from .files import alone_with, in_use, say
-from .loaders import TRANSFORMS, TableImages, get_transforms, own_share
 
 # %% ../nbs/03b_shards.ipynb #bc913cb2
 def shard_rows(

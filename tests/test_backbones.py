@@ -38,7 +38,7 @@ from fgir.backbones import (
     read_weights,
     save_model,
 )
-from fgir.data import shared_dir
+from fgir.data.table import shared_dir
 
 WEIGHTS = shared_dir() and shared_dir()/'data'/'weights'
 needs_weights = pytest.mark.skipif(not WEIGHTS, reason='FGIR_SHARED: no real weights')

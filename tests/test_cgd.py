@@ -6,10 +6,10 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from fgir.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner
-from fgir.data import hold_out_classes
+from fgir.data.fish import synth_dataset
+from fgir.data.table import hold_out_classes
 from fgir.features import Features
 from fgir.recipes import save_results
-from fgir.synth import synth_dataset
 
 class Stem(nn.Module):
     "A backbone of one convolution."

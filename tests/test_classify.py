@@ -31,17 +31,17 @@ from fgir.classify import (
     show_confusion,
     top_k_hits,
 )
-from fgir.data import BadImage, hold_out_classes, image_path, load_row, read_cub
+from fgir.data.batches import get_transforms, table_dl
+from fgir.data.fish import synth_dataset
+from fgir.data.table import BadImage, hold_out_classes, image_path, load_row, read_cub
 from fgir.evaluation import describe_all
 from fgir.explain import evidence
 from fgir.features import Features, evaluate_recall, extract
 from fgir.formats import write_table
 from fgir.index import Index
-from fgir.loaders import get_transforms, table_dl
 from fgir.recipes import describe_test, get_recipe, hold_out_images, learner_from_recipe, save_results
 from fgir.rerank import Views
 from fgir.shards import extract_shard
-from fgir.synth import synth_dataset
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):

@@ -19,10 +19,10 @@ from torchvision.models import resnet18, resnet50
 
 from fgir import cli
 from fgir.backbones import RetrievalNet, create_backbone, save_model
-from fgir.data import BOX, load_row, shared_dir
+from fgir.data.fish import synth_dataset
+from fgir.data.table import BOX, load_row, shared_dir
 from fgir.features import Features
 from fgir.formats import write_table
-from fgir.synth import synth_dataset
 
 COMMANDS = ['demo', 'prepare', 'train cgd', 'extract', 'evaluate', 'search']
 SHARED = shared_dir()

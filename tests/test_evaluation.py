@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fgir.backbones import Pooled, RetrievalNet, _origin, create_backbone, load_model, save_model
-from fgir.data import image_path
+from fgir.data.fish import synth_dataset
+from fgir.data.table import image_path
 from fgir.evaluation import (
     as_published,
     best_and_worst,
@@ -38,7 +39,6 @@ from fgir.features import ColorHistogram, Features, extract, photographs_of
 from fgir.metrics import confidence, first_hit_rank, recall_at_k, score_queries
 from fgir.recipes import describe_test, learner_from_recipe
 from fgir.rerank import Views, fit_pca
-from fgir.synth import synth_dataset
 
 VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}
 NASTY = '<script>alert("1")</script> & $x_1$ ’'

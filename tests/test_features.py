@@ -19,7 +19,9 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from fgir import features
-from fgir.data import BadImage, read_folder
+from fgir.data.batches import retrieval_dls, table_dl
+from fgir.data.fish import synth_dataset
+from fgir.data.table import BadImage, read_folder
 from fgir.features import (
     ColorHistogram,
     Features,
@@ -30,10 +32,8 @@ from fgir.features import (
     save_retrieval_pictures,
     show_neighbours,
 )
-from fgir.loaders import retrieval_dls, table_dl
 from fgir.metrics import recall_at_k
 from fgir.search import neighbours
-from fgir.synth import synth_dataset
 
 @pytest.fixture(scope="module")
 def fish(tmp_path_factory):

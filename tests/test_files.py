@@ -16,10 +16,10 @@ import torch
 from processes import begin
 from safetensors.numpy import load_file
 
-from fgir import files
 from fgir.backbones import Pooled, RetrievalNet, create_backbone, load_model, read_record, read_tensors, save_model
+from fgir.data import files
+from fgir.data.files import OpenFile, alone_with, check, in_use, lay_out, lock_of, write_atomic, write_folder_atomic
 from fgir.features import Features
-from fgir.files import OpenFile, alone_with, check, in_use, lay_out, lock_of, write_atomic, write_folder_atomic
 from fgir.index import Index, features_of
 
 def gallery(n=40, first=0, seed=0, dim=8, **record):

@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.io import savemat
 
 import fgir.formats as formats
-from fgir.data import (
+from fgir.data.table import (
     BadImage,
     check_images,
     drop_bad,

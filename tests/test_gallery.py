@@ -11,10 +11,10 @@ from processes import begin
 import fgir.features
 import fgir.gallery
 from fgir import cli
+from fgir.data.fish import synth_dataset
 from fgir.features import Features
 from fgir.gallery import SOURCE, source_of
 from fgir.index import Index
-from fgir.synth import synth_dataset
 
 @pytest.fixture(scope='module')
 def fish(tmp_path_factory):

@@ -14,7 +14,8 @@ from processes import Fresh
 from torch import nn
 
 import fgir.index
-from fgir.data import BadImage, image_path, make_table
+from fgir.data.fish import synth_dataset
+from fgir.data.table import BadImage, image_path, make_table
 from fgir.features import ColorHistogram, Features, extract
 from fgir.index import (
     KINDS,
@@ -31,7 +32,6 @@ from fgir.index import (
 )
 from fgir.programs import read_features
 from fgir.search import neighbours
-from fgir.synth import synth_dataset
 
 class Net(nn.Module):
     "A few convolutions; `seed` makes the weights."

@@ -24,7 +24,9 @@ from torch import nn
 from fgir import learner
 from fgir.backbones import RetrievalNet, create_backbone, load_model, read_record
 from fgir.cgd import cgd_learner
-from fgir.data import hold_out_classes, image_path, read_cub
+from fgir.data.batches import retrieval_dls
+from fgir.data.fish import synth_dataset
+from fgir.data.table import hold_out_classes, image_path, read_cub
 from fgir.learner import (
     ClipValue,
     FreezeBN,
@@ -40,11 +42,9 @@ from fgir.learner import (
     too_few,
     unpack,
 )
-from fgir.loaders import retrieval_dls
 from fgir.losses import BatchHardTripletLoss
 from fgir.metrics import recall_at_k
 from fgir.search import neighbours
-from fgir.synth import synth_dataset
 
 class Proxies(nn.Module):
     "A minimal loss with parameters."

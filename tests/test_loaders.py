@@ -1,4 +1,4 @@
-"""Loaders, transforms and the image cache of `fgir.loaders`, beyond what its notebook shows."""
+"""Loaders, transforms and the image cache of `fgir.data.batches`, beyond what its notebook shows."""
 
 import json
 import os
@@ -16,8 +16,7 @@ from torch import distributed
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from fgir.data import BadImage, image_path, load_row
-from fgir.loaders import (
+from fgir.data.batches import (
     TRANSFORMS,
     ImageCache,
     RetrievalDL,
@@ -30,7 +29,8 @@ from fgir.loaders import (
     seeded,
     table_dl,
 )
-from fgir.synth import synth_dataset
+from fgir.data.fish import synth_dataset
+from fgir.data.table import BadImage, image_path, load_row
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=15)
 
@@ -451,7 +451,7 @@ def test_cached_equals_uncached(fish, tmp_path, tfms, crop):
 
 def test_cached_loader_opens_no_photograph(own_fish, tmp_path, monkeypatch):
     dls = retrieval_dls(own_fish, 24, bs=4, cache=tmp_path / 'cache', progress=False)
-    monkeypatch.setattr('fgir.data.load_image', None)
+    monkeypatch.setattr('fgir.data.table.load_image', None)
     assert len(pixels(dls.train)) == 32 and len(pixels(dls.valid)) == 33
 
 
@@ -465,7 +465,7 @@ def test_cache_keeps_the_aspect(fish, tmp_path):
 def test_full_cache_is_not_decoded_again(fish, tmp_path, monkeypatch):
     resize_cache(fish, 32, tmp_path, progress=False)
     written = (tmp_path / 'pixels.bin').stat().st_mtime_ns
-    monkeypatch.setattr('fgir.loaders.load_row', None)
+    monkeypatch.setattr('fgir.data.batches.load_row', None)
     assert resize_cache(fish[10:20], 32, tmp_path, progress=False).attrs['cache'] == str(tmp_path)
     assert (tmp_path / 'pixels.bin').stat().st_mtime_ns == written
 

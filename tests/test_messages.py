@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from fgir import cli
 from fgir.backbones import RetrievalNet, create_backbone, save_model
+from fgir.data.fish import synth_dataset
 from fgir.features import Features
 from fgir.index import Index
-from fgir.synth import synth_dataset
 
 NET = '--backbone test_resnet --weights net.pth --device cpu'
 SIZE = '--size 32 --workers 0'

@@ -17,7 +17,7 @@ from fgir.backbones import BNInception, create_backbone, load_model, save_model
 from fgir.cfga import CFGA, SEED_MODELS
 from fgir.classify import classify_image
 from fgir.cli import detect_layout, main, read_data
-from fgir.data import make_table
+from fgir.data.table import make_table
 from fgir.features import Features, evaluate_recall, save_retrieval_pictures
 from fgir.formats import READERS, prepare, write_cfga_json
 from fgir.programs import (

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fgir.data import shared_dir
+from fgir.data.table import shared_dir
 from fgir.evaluation import evaluate, report
 from fgir.features import Features
 from fgir.formats import READERS

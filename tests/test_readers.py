@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from fgir import data
-from fgir.files import write_atomic, write_folder_atomic
+from fgir.data import table as data
+from fgir.data.files import write_atomic, write_folder_atomic
 
 CLASSES = ['001.Finch', '002.Siskin', '003.Jay', '004.Crow']
 CUB = {

@@ -19,9 +19,10 @@ from fgir import losses
 from fgir import recipes as book
 from fgir.backbones import RetrievalNet, create_backbone, read_record
 from fgir.cgd import CGDLoss, CGDNet
-from fgir.data import hold_out_classes
+from fgir.data.batches import retrieval_dls
+from fgir.data.fish import synth_dataset
+from fgir.data.table import hold_out_classes
 from fgir.learner import ClipValue, FreezeBN, WarmUp, pick_epoch, retrieval_learner
-from fgir.loaders import retrieval_dls
 from fgir.losses import BatchHardTripletLoss
 from fgir.recipes import (
     CHECKS,
@@ -40,7 +41,6 @@ from fgir.recipes import (
     run_seeds,
     schedule_factor,
 )
-from fgir.synth import synth_dataset
 
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8)
 QUIET = dict(num_workers=0, progress=False)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from fgir.data.fish import synth_dataset
 from fgir.features import Features, extract
 from fgir.metrics import score_lists, score_queries
 from fgir.rerank import (
@@ -20,7 +21,6 @@ from fgir.rerank import (
     query_expansion,
 )
 from fgir.search import neighbours
-from fgir.synth import synth_dataset
 
 def clouds(n_classes=12, n=10, d=16, spread=.8, seed=0):
     rng = np.random.default_rng(seed)

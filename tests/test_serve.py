@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from processes import Fresh, command, free_port
 
-import fgir.data
+import fgir.data.table
 import fgir.serve
 from fgir import cli
 from fgir.backbones import Pooled, create_backbone
-from fgir.data import image_path
+from fgir.data.fish import synth_dataset
+from fgir.data.table import image_path
 from fgir.features import ColorHistogram, extract
 from fgir.index import Index
 from fgir.serve import (
@@ -37,7 +38,6 @@ from fgir.serve import (
     served_folders,
     thumbnail,
 )
-from fgir.synth import synth_dataset
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 
@@ -106,8 +106,8 @@ def test_hostile_rows_become_cards_and_are_not_opened(fish, features, monkeypatc
     table.loc[[0, 1, 2], 'path'] = ['../../../../etc/passwd', str(link), '/dev/stdin']
     table.attrs = dict(features.table.attrs)
     index = Index.build(type(features)(features.arrays, table, features.record))
-    opened, load = [], fgir.data.load_image
-    monkeypatch.setattr(fgir.data, 'load_image', lambda path, *box: opened.append(str(path)) or load(path, *box))
+    opened, load = [], fgir.data.table.load_image
+    monkeypatch.setattr(fgir.data.table, 'load_image', lambda path, *box: opened.append(str(path)) or load(path, *box))
     folders = served_folders(index)
     check_fits(index, network(), folders)
     found, pictures = answer(index, network(), folders, image_path(fish, 3), k=24)

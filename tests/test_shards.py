@@ -12,10 +12,10 @@ from torch import distributed
 import fgir.shards
 from fgir import cli
 from fgir.backbones import Pooled, create_backbone
-from fgir.data import BadImage, load_row, read_cub, read_folder
+from fgir.data.fish import synth_dataset
+from fgir.data.table import BadImage, load_row, read_cub, read_folder
 from fgir.features import Features, extract
 from fgir.shards import extract_shard
-from fgir.synth import synth_dataset
 
 HOW = dict(size=48, bs=4, num_workers=0, progress=False)
 pytestmark = pytest.mark.usefixtures('one_thread')

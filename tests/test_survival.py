@@ -18,11 +18,12 @@ from fastai.callback.core import Callback
 from processes import FRESH, free_port, two_of_a_group
 from torch import distributed
 
-from fgir import backbones, loaders
+from fgir import backbones
 from fgir.backbones import create_backbone, read_record, read_tensors
-from fgir.data import BadImage, hold_out_classes, read_cub
+from fgir.data import batches as loaders
+from fgir.data.fish import synth_dataset
+from fgir.data.table import BadImage, hold_out_classes, read_cub
 from fgir.recipes import learner_from_recipe
-from fgir.synth import synth_dataset
 
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8, epochs=4, valid=.5, lr=1e-3, warm_up=0,
              drop_last=True)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgir import synth
-from fgir.data import load_row, read_cub
-from fgir.synth import draw_fish, synth_classes, synth_dataset
+from fgir.data import fish as synth
+from fgir.data.fish import draw_fish, synth_classes, synth_dataset
+from fgir.data.table import load_row, read_cub
 
 SMALL = dict(n_classes=4, n_per_class=3, size=32, progress=False)
 
@@ -24,10 +24,10 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def in_another_process(statement: str) -> subprocess.Popen:
-    "Run `statement` after `from fgir.synth import synth_dataset`, in a fresh Python."
+    "Run `statement` after `from fgir.data.fish import synth_dataset`, in a fresh Python."
     folder = str(Path(synth.__file__).parents[1])
     env = os.environ | {'PYTHONPATH': os.pathsep.join([folder, os.environ.get('PYTHONPATH', '')])}
-    return subprocess.Popen([sys.executable, '-c', f'from fgir.synth import synth_dataset; {statement}'], env=env)
+    return subprocess.Popen([sys.executable, '-c', f'from fgir.data.fish import synth_dataset; {statement}'], env=env)
 
 
 def test_same_bytes_again_and_elsewhere(tmp_path):
