@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from fgir.backbones import RetrievalNet, create_backbone
+from fgir.backbones.nets import RetrievalNet, create_backbone
 from fgir.data.table import hold_out_classes, read_cars, read_cub
 from fgir.features import evaluate_recall
 from fgir.recipes import describe_test, learner_from_recipe

@@ -17,7 +17,7 @@ from fastai.data.core import DataLoaders
 from fastai.optimizer import OptimWrapper
 from torch.utils.data import DataLoader
 
-from fgir.backbones import RetrievalNet, create_backbone
+from fgir.backbones.nets import RetrievalNet, create_backbone
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
 from fgir.data.table import read_cub, shared_dir

@@ -11,7 +11,7 @@ _NAMES = {
     "data.fish": "synth_dataset",
     "formats": "read_table write_table write_crops download prepare READERS",
     "data.batches": "TRANSFORMS get_transforms retrieval_dls table_dl resize_cache",
-    "backbones": "create_backbone as_backbone create_pool BACKBONES POOLS RetrievalNet Pooled save_model load_model "
+    "backbones.nets": "create_backbone as_backbone create_pool BACKBONES POOLS RetrievalNet Pooled save_model load_model "
                  "count_parameters count_operations",
     "losses": "BatchHardTripletLoss MultiSimilarityLoss NormSoftmaxLoss ProxyNCALoss ProxyAnchorLoss PositiveProxyLoss "
               "MovingProxyLoss CosFaceLoss ArcFaceLoss DGPCRLoss LabelSmoothingCE",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .backbones import as_backbone
+from .backbones.nets import as_backbone
 from .features import as_descriptor, evaluating
 
 # %% ../nbs/06_cfga.ipynb #23f9cb4e

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbones import create_pool
+from .backbones.nets import create_pool
 from .learner import RetrievalLearner
 from .losses import BatchHardTripletLoss, LabelSmoothingCE
 from .recipes import learner_from_recipe

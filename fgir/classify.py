@@ -24,7 +24,7 @@ from fastai.torch_core import rank_distrib
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .backbones import RetrievalNet, create_pool, load_model
+from .backbones.nets import RetrievalNet, create_pool, load_model
 from .data.batches import get_transforms
 from .data.files import write_atomic
 from .data.table import load_image, load_row

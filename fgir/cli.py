@@ -329,7 +329,7 @@ def check_descriptor_options(
 
 def record_of(model: Path | None) -> dict:
     "The record of a model of fgir; {} for anything else."
-    from fgir.backbones import read_record
+    from fgir.backbones.nets import read_record
 
     return read_record(model) if model and model.suffix == '.safetensors' else {}
 
@@ -339,7 +339,7 @@ def load_network(
     weights: str | None = None,  # … its weights, see `create_backbone`
 ) -> tuple['nn.Module', str, dict]:  # the network, a key of `SEED_MODELS`, and how its record says that images are cut
     "Load what describes: a trained model, or a backbone."
-    from fgir.backbones import create_backbone, load_model
+    from fgir.backbones.nets import create_backbone, load_model
     from fgir.cfga import SEED_MODELS
     from fgir.programs import load_seed_model
 
@@ -360,7 +360,7 @@ def load_descriptor(
 ) -> tuple[Callable, dict]:  # a descriptor in evaluation mode, and how its images are cut
     "Load a trained model or a backbone and make a descriptor of it."
     check_descriptor_options(model, backbone, weights, pool, arrays)
-    from fgir.backbones import Pooled
+    from fgir.backbones.nets import Pooled
     from fgir.cfga import SEED_MODELS, seed_descriptor
     from fgir.features import as_descriptor
 

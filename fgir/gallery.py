@@ -86,7 +86,7 @@ def _is_elsewhere(key: str, name: str) -> bool:
 
 def remembered(source: dict, gallery: str = '') -> dict:
     "A source that a gallery names; ValueError for one that is none, or has an address."
-    from fgir.backbones import WEIGHT_FILES
+    from fgir.backbones.nets import WEIGHT_FILES
 
     words = [source.get(k) for k in SOURCE] if isinstance(source, dict) else [0]
     if not all(word is None or isinstance(word, str) for word in words):

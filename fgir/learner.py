@@ -40,7 +40,7 @@ from PIL import Image
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 
-from .backbones import RetrievalNet, create_backbone, read_tensors, save_model
+from .backbones.nets import RetrievalNet, create_backbone, read_tensors, save_model
 from .data.files import write_atomic
 from .data.table import image_path, load_image
 from .features import extract, query_and_gallery, say_crop, show_neighbours, sides

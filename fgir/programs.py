@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .backbones import RetrievalNet, create_backbone, load_weights, read_weights
+from .backbones.nets import RetrievalNet, create_backbone, load_weights, read_weights
 from .cfga import SEED_MODELS
 from .cgd import GD_CONFIGS, CGDNet
 from .classify import Classifier

@@ -34,7 +34,7 @@ from fastcore.foundation import L
 from timm.optim import AdamP
 from torch import nn
 
-from .backbones import BACKBONES, PROGRAM_NAMES, create_backbone, read_record
+from .backbones.nets import BACKBONES, PROGRAM_NAMES, create_backbone, read_record
 from .data.batches import SAMPLERS, get_transforms, retrieval_dls
 from .data.table import hold_out_classes
 from .features import Features, evaluate_recall, extract, save_retrieval_pictures

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet50_Weights, get_model
 
-import fgir.backbones as bb
-from fgir.backbones import (
+import fgir.backbones.nets as bb
+from fgir.backbones.nets import (
     BACKBONES,
     POOLS,
     BNInception,
@@ -474,8 +474,8 @@ def test_the_copy_of_the_record_is_for_people_only(tmp_path):
     assert read_record(path)['epoch'] == 2 and load_model(path).config['dim'] == 8
 
 
-@pytest.mark.parametrize('name', ['os.system', 'torch.nn.Linear', 'fgir.backbones.create_backbone',
-                                  'fgir.backbones.nn.Linear', 'fgir.backbones.Tensor', 'fgir.backbones.nn',
+@pytest.mark.parametrize('name', ['os.system', 'torch.nn.Linear', 'fgir.backbones.nets.create_backbone',
+                                  'fgir.backbones.nets.nn.Linear', 'fgir.backbones.Tensor', 'fgir.backbones.nets.nn',
                                   'fgir.backbones.BNInception', 'fgir.nosuch.Net', 'fgirx.Net', '', None])
 def test_only_models_of_fgir_are_built(tmp_path, name):
     good = save_model(RetrievalNet(random_net('squeezenet1_1'), dim=8), tmp_path/'good')

@@ -21,7 +21,7 @@ from torchvision.models import (
     squeezenet1_1,
 )
 
-from fgir.backbones import RetrievalNet, create_backbone, read_weights
+from fgir.backbones.nets import RetrievalNet, create_backbone, read_weights
 from fgir.cfga import (
     CFGA,
     LOSSES,

@@ -12,7 +12,7 @@ from torch import nn
 
 import fgir
 from fgir import cli, learner
-from fgir.backbones import create_backbone, load_model, read_record, save_model
+from fgir.backbones.nets import create_backbone, load_model, read_record, save_model
 from fgir.cfga import Describe
 from fgir.classify import (
     AccuracyEval,

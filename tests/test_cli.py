@@ -18,7 +18,7 @@ from processes import Fresh, command
 from torchvision.models import resnet18, resnet50
 
 from fgir import cli
-from fgir.backbones import RetrievalNet, create_backbone, save_model
+from fgir.backbones.nets import RetrievalNet, create_backbone, save_model
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BOX, load_row, shared_dir
 from fgir.features import Features

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fgir import cli
-from fgir.backbones import RetrievalNet, create_backbone, load_model, read_record, save_model
+from fgir.backbones.nets import RetrievalNet, create_backbone, load_model, read_record, save_model
 from fgir.cfga import Describe
 from fgir.classify import accuracy, class_logits, classify_image, fgic_learner
 from fgir.data.fish import synth_dataset

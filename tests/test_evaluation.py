@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from fgir.backbones import Pooled, RetrievalNet, _origin, create_backbone, load_model, save_model
+from fgir.backbones.nets import Pooled, RetrievalNet, _origin, create_backbone, load_model, save_model
 from fgir.data.fish import synth_dataset
 from fgir.data.table import image_path
 from fgir.evaluation import (

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from fgir.backbones import RetrievalNet, create_backbone
+from fgir.backbones.nets import RetrievalNet, create_backbone
 from fgir.cfga import CFGA, Call, Describe
 from fgir.explain import _grid, evidence
 

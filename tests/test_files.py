@@ -16,7 +16,7 @@ import torch
 from processes import begin
 from safetensors.numpy import load_file
 
-from fgir.backbones import Pooled, RetrievalNet, create_backbone, load_model, read_record, read_tensors, save_model
+from fgir.backbones.nets import Pooled, RetrievalNet, create_backbone, load_model, read_record, read_tensors, save_model
 from fgir.data import files
 from fgir.data.files import OpenFile, alone_with, check, in_use, lay_out, lock_of, write_atomic, write_folder_atomic
 from fgir.features import Features
@@ -267,7 +267,7 @@ def test_a_model_is_loaded_without_fetching_anything(tmp_path, monkeypatch, mode
     def fetch(*args, **kwargs): raise AssertionError(f'fetched {args}')
     import urllib.request
 
-    monkeypatch.setattr('fgir.backbones._fetch', fetch)
+    monkeypatch.setattr('fgir.backbones.nets._fetch', fetch)
     monkeypatch.setattr(urllib.request, 'urlopen', fetch)
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', fetch)
     record, tensors = read_record(model), load_file(model)

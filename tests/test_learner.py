@@ -22,7 +22,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from fgir import learner
-from fgir.backbones import RetrievalNet, create_backbone, load_model, read_record
+from fgir.backbones.nets import RetrievalNet, create_backbone, load_model, read_record
 from fgir.cgd import cgd_learner
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fgir import cli
-from fgir.backbones import RetrievalNet, create_backbone, save_model
+from fgir.backbones.nets import RetrievalNet, create_backbone, save_model
 from fgir.data.fish import synth_dataset
 from fgir.features import Features
 from fgir.index import Index

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import get_model
 
-from fgir.backbones import BNInception, create_backbone, load_model, save_model
+from fgir.backbones.nets import BNInception, create_backbone, load_model, save_model
 from fgir.cfga import CFGA, SEED_MODELS
 from fgir.classify import classify_image
 from fgir.cli import detect_layout, main, read_data

@@ -17,7 +17,7 @@ from torch import nn
 
 from fgir import losses
 from fgir import recipes as book
-from fgir.backbones import RetrievalNet, create_backbone, read_record
+from fgir.backbones.nets import RetrievalNet, create_backbone, read_record
 from fgir.cgd import CGDLoss, CGDNet
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
@@ -391,7 +391,7 @@ def test_a_checkpoint_rebuilds_its_learner(table, tmp_path):
     assert fit(again, resume=True).history == learn.history
     for a, b in zip(learn.model.state_dict().values(), again.model.state_dict().values(), strict=True): assert torch.equal(a, b)
     with pytest.raises(ValueError, match='not trained by a recipe'):
-        from fgir.backbones import save_model
+        from fgir.backbones.nets import save_model
         read_recipe(save_model(learn.model, tmp_path/'plain'))
 
 

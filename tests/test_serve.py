@@ -18,7 +18,7 @@ from processes import Fresh, command, free_port
 import fgir.data.table
 import fgir.serve
 from fgir import cli
-from fgir.backbones import Pooled, create_backbone
+from fgir.backbones.nets import Pooled, create_backbone
 from fgir.data.fish import synth_dataset
 from fgir.data.table import image_path
 from fgir.features import ColorHistogram, extract

@@ -11,7 +11,7 @@ from torch import distributed
 
 import fgir.shards
 from fgir import cli
-from fgir.backbones import Pooled, create_backbone
+from fgir.backbones.nets import Pooled, create_backbone
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BadImage, load_row, read_cub, read_folder
 from fgir.features import Features, extract

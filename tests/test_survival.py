@@ -18,8 +18,8 @@ from fastai.callback.core import Callback
 from processes import FRESH, free_port, two_of_a_group
 from torch import distributed
 
-from fgir import backbones
-from fgir.backbones import create_backbone, read_record, read_tensors
+from fgir.backbones import nets as backbones
+from fgir.backbones.nets import create_backbone, read_record, read_tensors
 from fgir.data import batches as loaders
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BadImage, hold_out_classes, read_cub
