@@ -22,7 +22,7 @@ from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
 from fgir.data.table import read_cub, shared_dir
 from fgir.learner import retrieval_learner
-from fgir.losses import ProxyAnchorLoss
+from fgir.losses.pairs import ProxyAnchorLoss
 
 class Batches(list):
     "Batches in memory, in the place of a loader."

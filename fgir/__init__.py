@@ -13,7 +13,7 @@ _NAMES = {
     "data.batches": "TRANSFORMS get_transforms retrieval_dls table_dl resize_cache",
     "backbones.nets": "create_backbone as_backbone create_pool BACKBONES POOLS RetrievalNet Pooled save_model load_model "
                  "count_parameters count_operations",
-    "losses": "BatchHardTripletLoss MultiSimilarityLoss NormSoftmaxLoss ProxyNCALoss ProxyAnchorLoss PositiveProxyLoss "
+    "losses.pairs": "BatchHardTripletLoss MultiSimilarityLoss NormSoftmaxLoss ProxyNCALoss ProxyAnchorLoss PositiveProxyLoss "
               "MovingProxyLoss CosFaceLoss ArcFaceLoss DGPCRLoss LabelSmoothingCE",
     "search": "neighbours",
     "metrics": "recall_at_k score_queries score_lists confidence cluster_agreement",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .backbones.nets import create_pool
 from .learner import RetrievalLearner
-from .losses import BatchHardTripletLoss, LabelSmoothingCE
+from .losses.pairs import BatchHardTripletLoss, LabelSmoothingCE
 from .recipes import learner_from_recipe
 
 # %% ../nbs/05_cgd.ipynb #c5490186

@@ -42,7 +42,7 @@ from fgir.learner import (
     too_few,
     unpack,
 )
-from fgir.losses import BatchHardTripletLoss
+from fgir.losses.pairs import BatchHardTripletLoss
 from fgir.metrics import recall_at_k
 from fgir.search import neighbours
 

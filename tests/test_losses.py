@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning import miners
 
-from fgir.losses import (
+from fgir.losses.pairs import (
     ArcFaceLoss,
     BatchHardTripletLoss,
     CosFaceLoss,

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from timm.optim import AdamP
 from torch import nn
 
-from fgir import losses
 from fgir import recipes as book
 from fgir.backbones.nets import RetrievalNet, create_backbone, read_record
 from fgir.cgd import CGDLoss, CGDNet
@@ -23,7 +22,8 @@ from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
 from fgir.data.table import hold_out_classes
 from fgir.learner import ClipValue, FreezeBN, WarmUp, pick_epoch, retrieval_learner
-from fgir.losses import BatchHardTripletLoss
+from fgir.losses import pairs as losses
+from fgir.losses.pairs import BatchHardTripletLoss
 from fgir.recipes import (
     CHECKS,
     DEFAULTS,
