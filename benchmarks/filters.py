@@ -22,7 +22,7 @@ import pandas as pd
 
 import fgir.index
 from fgir.data.table import make_table
-from fgir.features import Features
+from fgir.features.store import Features
 from fgir.index import Index, unit_rows
 
 SHARES = (.001, .01, .1, .25, .5, .75, .9, 1)

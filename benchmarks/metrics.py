@@ -16,7 +16,7 @@ import time
 import numpy as np
 import torch
 
-from fgir.metrics import recall_at_k, score_queries
+from fgir.features.metrics import recall_at_k, score_queries
 
 D, KS = 512, (1, 10, 100, 1000)
 MEASURES = [*(f"R@{k}" for k in KS), "MAP@R"]

@@ -29,7 +29,7 @@ from torchvision import transforms as T
 
 from fgir.backbones.nets import RetrievalNet, create_backbone
 from fgir.data.table import hold_out_classes, read_cars, read_cub
-from fgir.features import evaluate_recall
+from fgir.features.store import evaluate_recall
 from fgir.recipes import describe_test, learner_from_recipe
 
 def shrunk(table, side, folder):

@@ -12,7 +12,7 @@ import argparse
 
 import pandas as pd
 
-from fgir.features import Features
+from fgir.features.store import Features
 from fgir.rerank import RERANK, evaluate_rerank, fit_pca, fit_whitening
 
 MEASURES = ('R@1', 'R@8', 'mAP@100', 'MAP@R')

@@ -4,7 +4,7 @@
 
 Random unit vectors in classes of 20 around their own directions. Every figure comes from a process of its own: seconds to
 build, milliseconds of a query alone (median of 50) and in a batch of 500, memory held beside the features, bytes of the
-gallery's file, and the share of the ten nearest, by exact search, that were found. `fgir.search` is the exact search of
+gallery's file, and the share of the ten nearest, by exact search, that were found. `fgir.features.exact` is the exact search of
 the metrics, which needs no engine; `milvus` is Milvus Lite, flat. HNSW, slow to build on few cores, and Milvus Lite, which
 is made for small galleries, are left out above 200,000 rows.
 """
@@ -23,10 +23,10 @@ import numpy as np
 import pandas as pd
 
 from fgir.data.table import make_table
-from fgir.features import Features
+from fgir.features.exact import neighbours
+from fgir.features.store import Features
 from fgir.gallery import parse_engine
 from fgir.index import Index
-from fgir.search import neighbours
 
 K, QUERIES = 10, 500
 LIMIT = dict(hnsw=200_000, milvus=200_000)
@@ -62,7 +62,7 @@ def measure(kind: str, n: int, dim: int, database: str | None) -> dict:
     features, q = vectors(n, dim)
     before = peak()
     def exactly(): return neighbours(q, features['x'], K)
-    if kind == 'fgir.search':
+    if kind == 'fgir.features.exact':
         alone = statistics.median(timed(lambda i=i: neighbours(q[i:i + 1], features['x'], K))[1] for i in range(5))
         return dict(build=0, alone=1000*alone, batch=1000*timed(exactly)[1]/QUERIES, held=peak() - before, file=0, found=1)
     if kind == 'milvus': index, build = timed(lambda: Index.connect(database, features, kind='flat', collection=f'n{n}'))
@@ -81,7 +81,7 @@ def measure(kind: str, n: int, dim: int, database: str | None) -> dict:
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--kinds', nargs='+', default=['fgir.search', 'flat', 'hnsw', 'ivfpq', 'milvus'])
+    p.add_argument('--kinds', nargs='+', default=['fgir.features.exact', 'flat', 'hnsw', 'ivfpq', 'milvus'])
     p.add_argument('--sizes', nargs='+', type=int, default=[6000, 60_000, 1_000_000])
     p.add_argument('--dim', type=int, default=512)
     p.add_argument('--database', help='for --kinds milvus; default a folder that is deleted')

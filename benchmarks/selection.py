@@ -17,7 +17,7 @@ import torch
 from fastai.callback.core import Callback
 
 from fgir.data.fish import synth_dataset
-from fgir.features import evaluate_recall
+from fgir.features.store import evaluate_recall
 from fgir.learner import pick_epoch
 from fgir.recipes import describe_test, learner_from_recipe
 

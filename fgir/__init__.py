@@ -15,9 +15,9 @@ _NAMES = {
                  "count_parameters count_operations",
     "losses.pairs": "BatchHardTripletLoss MultiSimilarityLoss NormSoftmaxLoss ProxyNCALoss ProxyAnchorLoss PositiveProxyLoss "
               "MovingProxyLoss CosFaceLoss ArcFaceLoss DGPCRLoss LabelSmoothingCE",
-    "search": "neighbours",
-    "metrics": "recall_at_k score_queries score_lists confidence cluster_agreement",
-    "features": "Features ColorHistogram CropWarning extract evaluate_recall show_neighbours save_retrieval_pictures",
+    "features.exact": "neighbours",
+    "features.metrics": "recall_at_k score_queries score_lists confidence cluster_agreement",
+    "features.store": "Features ColorHistogram CropWarning extract evaluate_recall show_neighbours save_retrieval_pictures",
     "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN WarmUp ClipValue StopAfter "
                "Statistics",
     "recipes": "get_recipe learner_from_recipe read_recipe run_seeds describe_test save_results hold_out_images",

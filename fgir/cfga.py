@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .backbones.nets import as_backbone
-from .features import as_descriptor, evaluating
+from .features.store import as_descriptor, evaluating
 
 # %% ../nbs/06_cfga.ipynb #23f9cb4e
 def _beside(label: Tensor, none: int) -> Tensor:

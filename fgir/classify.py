@@ -28,7 +28,7 @@ from .backbones.nets import RetrievalNet, create_pool, load_model
 from .data.batches import get_transforms
 from .data.files import write_atomic
 from .data.table import load_image, load_row
-from .features import evaluating, extract, say_crop, trained_crop
+from .features.store import evaluating, extract, say_crop, trained_crop
 from .learner import RetrievalLearner
 from .recipes import learner_from_recipe, schedule_factor
 

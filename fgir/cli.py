@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from fgir.features import Features
+    from fgir.features.store import Features
     from fgir.index import Index
 
 # %% ../nbs/10_cli.ipynb #f67faa7a
@@ -95,7 +95,7 @@ def warnings_in_a_line() -> Iterator[None]:
         warnings.filterwarnings('always', module='fgir')
         others = warnings.showwarning
         def show(message, category, *place, **more):
-            if category.__module__ != 'fgir.features': return others(message, category, *place, **more)
+            if category.__module__ != 'fgir.features.store': return others(message, category, *place, **more)
             print(f'fgir: {message}', file=sys.stderr)
         warnings.showwarning = show
         yield
@@ -362,7 +362,7 @@ def load_descriptor(
     check_descriptor_options(model, backbone, weights, pool, arrays)
     from fgir.backbones.nets import Pooled
     from fgir.cfga import SEED_MODELS, seed_descriptor
-    from fgir.features import as_descriptor
+    from fgir.features.store import as_descriptor
 
     device, (net, kind, record) = pick_device(device), load_network(model, backbone, weights)
     if arrays:
@@ -464,7 +464,7 @@ def demo_run(
     seed: int = 0,
 ) -> tuple:  # Features by name, and the learner
     "Describe the test images by colors, by the untrained network and, after training it, by the trained one."
-    from fgir.features import ColorHistogram, extract
+    from fgir.features.store import ColorHistogram, extract
     from fgir.learner import SaveBest
     from fgir.recipes import how_trained
 
@@ -508,8 +508,8 @@ def save_demo(
 
     from fgir.data.files import write_atomic
     from fgir.evaluation import report
-    from fgir.features import show_neighbours
-    from fgir.search import neighbours
+    from fgir.features.exact import neighbours
+    from fgir.features.store import show_neighbours
 
     features = described['trained network']
     features.save(files['features'], force=True)
@@ -667,7 +667,7 @@ def check_rows(table: 'pd.DataFrame', recipe: dict):
 
 def check_test_rows(table: 'pd.DataFrame'):
     "Raise ValueError unless there are test images to search among each other, or queries and a gallery."
-    from fgir.features import sides
+    from fgir.features.store import sides
 
     n = table['split'].isin(['test', 'query', 'gallery']).sum()
     if n < 2: raise ValueError(f"{table.attrs['root']}: {n} test images, too few to score a trained model on")
@@ -899,9 +899,9 @@ def extract(
     if seed_json and rows not in (None, 'test'): raise ValueError('--seed-json: the files of seed 001 hold test images only')
     if seed_json and (shard or processes > 1): raise ValueError('--seed-json: describe in one process')
     if shard and processes > 1: raise ValueError('--shard: a share that is named is described by one process')
-    from fgir.features import Features
+    from fgir.features.shards import extract_all
+    from fgir.features.store import Features
     from fgir.programs import seed_file, write_seed_json
-    from fgir.shards import extract_all
 
     if in_processes(processes, ctx.obj): return print(f'{out}: {Features.load(out)}')
     table = read_data(root, data, split=split, level=level)
@@ -960,7 +960,7 @@ Measures = option(str | None, 'More measures with commas: mAP@K, mAP@K/hits (as 
 
 def parse_measures(text: str | None) -> list[str]:
     "Read names of measures; ValueError for one that is unknown."
-    from fgir.metrics import measure
+    from fgir.features.metrics import measure
 
     names = [name.strip() for name in text.split(',')] if text else []
     for name in names:
@@ -1062,7 +1062,7 @@ def show_answer(index: 'Index', image: Path, found: 'pd.DataFrame', box, as_json
 def save_pictures(features: 'Features', row: int | None, image: Path, out: Path, k: int, array: str, metric: str,
                   force: bool):
     "Write the answer for a photograph of the set as the programs of seeds 002 and 003 do; ValueError for another."
-    from fgir.features import save_retrieval_pictures
+    from fgir.features.store import save_retrieval_pictures
 
     if row is None: raise ValueError(f'--pictures: {image} is none of the described images')
     folder = Path(features.table['path'].iat[row]).name.partition('.')[0]

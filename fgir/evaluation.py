@@ -38,9 +38,9 @@ from PIL import Image
 from . import __version__
 from .data.files import write_atomic
 from .data.table import load_row
-from .features import Features, _record, evaluate_recall, extract, query_and_gallery, sides
-from .metrics import TOO_FEW, confidence, first_hit_rank, measure, score_queries
-from .search import neighbours
+from .features.exact import neighbours
+from .features.metrics import TOO_FEW, confidence, first_hit_rank, measure, score_queries
+from .features.store import Features, _record, evaluate_recall, extract, query_and_gallery, sides
 
 # %% ../nbs/09_evaluation.ipynb #a7301484
 TIES = 'by gallery row'

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from .cfga import Call, Describe, _forward, _matrices, aggregate, describe_call
 from .data.batches import get_transforms
 from .data.table import load_image
-from .features import _device, _normalization, as_descriptor, evaluating, say_crop, trained_crop
+from .features.store import _device, _normalization, as_descriptor, evaluating, say_crop, trained_crop
 
 # %% ../nbs/06a_explain.ipynb #9dd80029
 def as_input(

@@ -26,7 +26,7 @@ from .data.files import alone_with, in_use, say
 
 if TYPE_CHECKING:
 
-    from fgir.features import Features
+    from fgir.features.store import Features
     from fgir.index import Index
 
 # %% ../nbs/10a_gallery.ipynb #59fe69b5
@@ -151,7 +151,7 @@ def described(
     **how,  # to `extract`
 ) -> Iterator['Features']:
     "Describe images, or open a file of those that are."
-    from fgir.features import Features
+    from fgir.features.store import Features
     from fgir.index import features_of
 
     if images.suffix == '.safetensors':
@@ -169,7 +169,7 @@ def described(
 def part_of(gallery: str, descriptor, table, cut: dict) -> Path:
     "Where descriptions are kept until they are in a gallery."
     from fgir.data.table import image_path
-    from fgir.features import _record, work_of
+    from fgir.features.store import _record, work_of
 
     files = (image_path(table, i) for i in range(len(table)))
     newest = max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
@@ -188,7 +188,7 @@ def say_other_work(own: Path) -> None:
 @contextmanager
 def keep_described(descriptor, table, gallery: str, cut: dict, **how) -> Iterator['Features']:
     "Describe images into a file beside a gallery, or open what an interrupted command left there; gone after the block."
-    from fgir.features import Features, extract
+    from fgir.features.store import Features, extract
 
     kept = part_of(gallery, descriptor, table, cut)
     with alone_with(kept):
@@ -258,7 +258,7 @@ def add(
     workers: cli.Workers = None, device: cli.Device = None, skip_bad: cli.SkipBad = False,
 ):
     "Add images, described as the gallery was: all of them, or none."
-    from fgir.features import Features
+    from fgir.features.store import Features
 
     if images.suffix == '.safetensors': refuse_options(context, DESCRIBING, f'{images} is described already')
     if not in_database(gallery) and not Path(gallery).is_file(): raise FileNotFoundError(f'{gallery}: no such gallery')

@@ -32,7 +32,7 @@ from torch import Tensor
 from .data.batches import TRANSFORMS
 from .data.files import OpenFile, naming, write_atomic
 from .data.table import BOX, image_path, load_image, make_table
-from fgir.features import (
+from fgir.features.store import (
     Features,
     _create,
     extract,

@@ -43,9 +43,9 @@ from torch.distributed.nn.functional import all_gather
 from .backbones.nets import RetrievalNet, create_backbone, read_tensors, save_model
 from .data.files import write_atomic
 from .data.table import image_path, load_image
-from .features import extract, query_and_gallery, say_crop, show_neighbours, sides
-from .metrics import recall_at_k
-from .search import neighbours
+from .features.exact import neighbours
+from .features.metrics import recall_at_k
+from .features.store import extract, query_and_gallery, say_crop, show_neighbours, sides
 
 # %% ../nbs/04_learner.ipynb #3badb4ce
 class RetrievalEval(Callback):

@@ -24,7 +24,7 @@ from .cgd import GD_CONFIGS, CGDNet
 from .classify import Classifier
 from .data.files import write_atomic
 from .data.table import make_table
-from .features import Features
+from .features.store import Features
 from .formats import CFGA_FILES, _file_names, _json_list
 from .index import features_of
 

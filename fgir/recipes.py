@@ -37,7 +37,7 @@ from torch import nn
 from .backbones.nets import BACKBONES, PROGRAM_NAMES, create_backbone, read_record
 from .data.batches import SAMPLERS, get_transforms, retrieval_dls
 from .data.table import hold_out_classes
-from .features import Features, evaluate_recall, extract, save_retrieval_pictures
+from .features.store import Features, evaluate_recall, extract, save_retrieval_pictures
 from fgir.learner import (
     AnyDevicePrecision,
     ClipValue,

@@ -22,9 +22,9 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .features import Features, as_descriptor, query_and_gallery
-from .metrics import measure, score_lists
-from .search import neighbours
+from .features.exact import neighbours
+from .features.metrics import measure, score_lists
+from .features.store import Features, as_descriptor, query_and_gallery
 
 # %% ../nbs/07a_rerank.ipynb #e36261ca
 def _unit(x: np.ndarray) -> np.ndarray: return F.normalize(torch.as_tensor(np.ascontiguousarray(x)).double()).numpy()

@@ -129,7 +129,7 @@ def answer(
     k: int = 12,
 ) -> tuple['pd.DataFrame', list[tuple[Image.Image, str]]]:
     "What is nearest to a photograph, best first: the table, and its pictures with captions."
-    from fgir.features import extract
+    from fgir.features.store import extract
     from fgir.index import photo_table
 
     read_photo(photo)

@@ -8,7 +8,7 @@ from torch import nn
 from fgir.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner
 from fgir.data.fish import synth_dataset
 from fgir.data.table import hold_out_classes
-from fgir.features import Features
+from fgir.features.store import Features
 from fgir.recipes import save_results
 
 class Stem(nn.Module):

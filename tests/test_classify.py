@@ -36,12 +36,12 @@ from fgir.data.fish import synth_dataset
 from fgir.data.table import BadImage, hold_out_classes, image_path, load_row, read_cub
 from fgir.evaluation import describe_all
 from fgir.explain import evidence
-from fgir.features import Features, evaluate_recall, extract
+from fgir.features.shards import extract_shard
+from fgir.features.store import Features, evaluate_recall, extract
 from fgir.formats import write_table
 from fgir.index import Index
 from fgir.recipes import describe_test, get_recipe, hold_out_images, learner_from_recipe, save_results
 from fgir.rerank import Views
-from fgir.shards import extract_shard
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):

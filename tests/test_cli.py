@@ -21,7 +21,7 @@ from fgir import cli
 from fgir.backbones.nets import RetrievalNet, create_backbone, save_model
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BOX, load_row, shared_dir
-from fgir.features import Features
+from fgir.features.store import Features
 from fgir.formats import write_table
 
 COMMANDS = ['demo', 'prepare', 'train cgd', 'extract', 'evaluate', 'search']

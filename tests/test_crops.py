@@ -16,11 +16,11 @@ from fgir.classify import accuracy, class_logits, classify_image, fgic_learner
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BOX, image_path, load_row, read_cub
 from fgir.explain import explain_match
-from fgir.features import CropWarning, Features, crop_for, extract, say_crop, trained_crop
+from fgir.features.shards import extract_shard
+from fgir.features.store import CropWarning, Features, crop_for, extract, say_crop, trained_crop
 from fgir.formats import write_table
 from fgir.index import Index
 from fgir.rerank import Views
-from fgir.shards import extract_shard
 
 WHOLE, CUT = 'taken whole, without a box, but the .* boxes', 'cut to a box, but the .* whole images'
 

@@ -35,8 +35,8 @@ from fgir.evaluation import (
     table_html,
     training_charts,
 )
-from fgir.features import ColorHistogram, Features, extract, photographs_of
-from fgir.metrics import confidence, first_hit_rank, recall_at_k, score_queries
+from fgir.features.metrics import confidence, first_hit_rank, recall_at_k, score_queries
+from fgir.features.store import ColorHistogram, Features, extract, photographs_of
 from fgir.recipes import describe_test, learner_from_recipe
 from fgir.rerank import Views, fit_pca
 

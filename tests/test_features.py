@@ -18,11 +18,13 @@ from processes import begin
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from fgir import features
 from fgir.data.batches import retrieval_dls, table_dl
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BadImage, read_folder
-from fgir.features import (
+from fgir.features import store as features
+from fgir.features.exact import neighbours
+from fgir.features.metrics import recall_at_k
+from fgir.features.store import (
     ColorHistogram,
     Features,
     by_size,
@@ -32,8 +34,6 @@ from fgir.features import (
     save_retrieval_pictures,
     show_neighbours,
 )
-from fgir.metrics import recall_at_k
-from fgir.search import neighbours
 
 @pytest.fixture(scope="module")
 def fish(tmp_path_factory):
@@ -145,7 +145,7 @@ def test_killed_while_saving(tmp_path):
 
 def test_failing_while_saving_leaves_nothing(tmp_path, monkeypatch):
     def full(*_): raise OSError("no space left on device")
-    monkeypatch.setattr("fgir.features._create", full)
+    monkeypatch.setattr("fgir.features.store._create", full)
     with pytest.raises(OSError, match="no space"): make().save(tmp_path/"f.safetensors")
     assert not list(tmp_path.iterdir())
 

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from fgir.backbones.nets import Pooled, RetrievalNet, create_backbone, load_model, read_record, read_tensors, save_model
 from fgir.data import files
 from fgir.data.files import OpenFile, alone_with, check, in_use, lay_out, lock_of, write_atomic, write_folder_atomic
-from fgir.features import Features
+from fgir.features.store import Features
 from fgir.index import Index, features_of
 
 def gallery(n=40, first=0, seed=0, dim=8, **record):
@@ -357,7 +357,7 @@ def use(kind, path, verify=False):
 
 
 def check_part(path):
-    from fgir.features import _Store
+    from fgir.features.store import _Store
 
     store = _Store(gallery().table, {}, 'float32', path.parent/'out')
     store.part, store.marks = path, path.with_suffix('.done')

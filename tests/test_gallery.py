@@ -8,11 +8,11 @@ import pytest
 import typer
 from processes import begin
 
-import fgir.features
+import fgir.features.store
 import fgir.gallery
 from fgir import cli
 from fgir.data.fish import synth_dataset
-from fgir.features import Features
+from fgir.features.store import Features
 from fgir.gallery import SOURCE, source_of
 from fgir.index import Index
 
@@ -176,7 +176,7 @@ def test_descriptions_wait_for_a_gallery_that_could_not_be_written(fish, gallery
     assert call(*add, '--rows', 'test') == 1
     kept, = gallery.parent.glob('*.new.safetensors')
     monkeypatch.setattr(Index, 'save', save)
-    monkeypatch.setattr(fgir.features, '_describe', lambda *_: calls.append(1))
+    monkeypatch.setattr(fgir.features.store, '_describe', lambda *_: calls.append(1))
     assert not call(*add, '--rows', 'test')
     assert len(Index.load(gallery)) == 48 and not calls and not kept.exists()
     monkeypatch.undo()
@@ -250,7 +250,7 @@ def test_with_images_each_option_goes_to_what_it_is_for(fish, gallery, tmp_path,
     described = Features.load(gallery).select(range(4))
     monkeypatch.setattr(cli, 'read_data', note('read', fish))
     monkeypatch.setattr(cli, 'load_descriptor', note('load', (None, dict(tfms='cgd'))))
-    monkeypatch.setattr(fgir.features, 'extract', note('extract', described))
+    monkeypatch.setattr(fgir.features.store, 'extract', note('extract', described))
     monkeypatch.setattr(fgir.gallery, 'make_gallery', note('make', None))
     monkeypatch.setattr(Index, 'add', note('add', None))
     words = [fish.attrs['root'], tmp_path/'new.safetensors'] if command == 'build' else [gallery, fish.attrs['root']]

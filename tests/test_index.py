@@ -16,7 +16,8 @@ from torch import nn
 import fgir.index
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BadImage, image_path, make_table
-from fgir.features import ColorHistogram, Features, extract
+from fgir.features.exact import neighbours
+from fgir.features.store import ColorHistogram, Features, extract
 from fgir.index import (
     KINDS,
     RANGES,
@@ -31,7 +32,6 @@ from fgir.index import (
     unit_rows,
 )
 from fgir.programs import read_features
-from fgir.search import neighbours
 
 class Net(nn.Module):
     "A few convolutions; `seed` makes the weights."

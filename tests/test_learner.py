@@ -27,6 +27,8 @@ from fgir.cgd import cgd_learner
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
 from fgir.data.table import hold_out_classes, image_path, read_cub
+from fgir.features.exact import neighbours
+from fgir.features.metrics import recall_at_k
 from fgir.learner import (
     ClipValue,
     FreezeBN,
@@ -43,8 +45,6 @@ from fgir.learner import (
     unpack,
 )
 from fgir.losses.pairs import BatchHardTripletLoss
-from fgir.metrics import recall_at_k
-from fgir.search import neighbours
 
 class Proxies(nn.Module):
     "A minimal loss with parameters."

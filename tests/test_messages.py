@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from fgir import cli
 from fgir.backbones.nets import RetrievalNet, create_backbone, save_model
 from fgir.data.fish import synth_dataset
-from fgir.features import Features
+from fgir.features.store import Features
 from fgir.index import Index
 
 NET = '--backbone test_resnet --weights net.pth --device cpu'

@@ -15,8 +15,9 @@ from hypothesis.extra.numpy import arrays
 from processes import Fresh
 from scipy import stats
 
-from fgir import search
-from fgir.metrics import (
+from fgir.features import exact as search
+from fgir.features.exact import neighbours
+from fgir.features.metrics import (
     AT_K,
     OVER_ALL,
     TIES,
@@ -29,7 +30,6 @@ from fgir.metrics import (
     score_lists,
     score_queries,
 )
-from fgir.search import neighbours
 
 KS = (1, 2, 4, 8)
 

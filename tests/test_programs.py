@@ -18,7 +18,7 @@ from fgir.cfga import CFGA, SEED_MODELS
 from fgir.classify import classify_image
 from fgir.cli import detect_layout, main, read_data
 from fgir.data.table import make_table
-from fgir.features import Features, evaluate_recall, save_retrieval_pictures
+from fgir.features.store import Features, evaluate_recall, save_retrieval_pictures
 from fgir.formats import READERS, prepare, write_cfga_json
 from fgir.programs import (
     _backbone_name,

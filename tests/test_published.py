@@ -12,7 +12,7 @@ import pytest
 
 from fgir.data.table import shared_dir
 from fgir.evaluation import evaluate, report
-from fgir.features import Features
+from fgir.features.store import Features
 from fgir.formats import READERS
 from fgir.published import KIND, known_numbers, published
 

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from fgir.data.fish import synth_dataset
-from fgir.features import Features, extract
-from fgir.metrics import score_lists, score_queries
+from fgir.features.exact import neighbours
+from fgir.features.metrics import score_lists, score_queries
+from fgir.features.store import Features, extract
 from fgir.rerank import (
     RERANK,
     Views,
@@ -20,7 +21,6 @@ from fgir.rerank import (
     k_reciprocal,
     query_expansion,
 )
-from fgir.search import neighbours
 
 def clouds(n_classes=12, n=10, d=16, spread=.8, seed=0):
     rng = np.random.default_rng(seed)

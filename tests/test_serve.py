@@ -21,7 +21,7 @@ from fgir import cli
 from fgir.backbones.nets import Pooled, create_backbone
 from fgir.data.fish import synth_dataset
 from fgir.data.table import image_path
-from fgir.features import ColorHistogram, extract
+from fgir.features.store import ColorHistogram, extract
 from fgir.index import Index
 from fgir.serve import (
     _check_confirmed,

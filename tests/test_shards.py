@@ -9,13 +9,13 @@ from PIL import Image
 from processes import Fresh, command, two_of_a_group
 from torch import distributed
 
-import fgir.shards
+import fgir.features.shards
 from fgir import cli
 from fgir.backbones.nets import Pooled, create_backbone
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BadImage, load_row, read_cub, read_folder
-from fgir.features import Features, extract
-from fgir.shards import extract_shard
+from fgir.features.shards import extract_shard
+from fgir.features.store import Features, extract
 
 HOW = dict(size=48, bs=4, num_workers=0, progress=False)
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -164,7 +164,7 @@ def test_one_share_is_described_by_one_process(fish, tmp_path, monkeypatch):
     assert extract_shard(again, fish, out, (0, 2), **HOW) is None
     assert shares(tmp_path) == ['shard-0-of-2']
     monkeypatch.setenv('WORLD_SIZE', '2')
-    with pytest.raises(ValueError, match='described by one process'): fgir.shards.extract_all(again, fish, out, '0/2', **HOW)
+    with pytest.raises(ValueError, match='described by one process'): fgir.features.shards.extract_all(again, fish, out, '0/2', **HOW)
     twice = pd.concat([fish, fish.iloc[:1]], ignore_index=True)
     with pytest.raises(ValueError, match='is there twice'): extract_shard(again, twice, out, (0, 2), **HOW)
 
@@ -176,7 +176,7 @@ def test_a_merge_that_fails_is_made_again(fish, tmp_path, monkeypatch):
     out = tmp_path/'f.safetensors'
     extract_shard(mean, fish, out, (0, 2), **HOW)
     with monkeypatch.context() as m:
-        m.setattr(fgir.shards, 'write_rows', full)
+        m.setattr(fgir.features.shards, 'write_rows', full)
         with pytest.raises(OSError, match='No space'): extract_shard(mean, fish, out, (1, 2), **HOW)
     assert not out.exists() and shares(tmp_path) == ['shard-0-of-2', 'shard-1-of-2']
     assert len(extract_shard(mean, fish, out, (1, 2), **HOW)) == len(fish)
