@@ -30,7 +30,7 @@ from torchvision import transforms as T
 from fgir.backbones.nets import RetrievalNet, create_backbone
 from fgir.data.table import hold_out_classes, read_cars, read_cub
 from fgir.features.store import evaluate_recall
-from fgir.recipes import describe_test, learner_from_recipe
+from fgir.training.recipes import describe_test, learner_from_recipe
 
 def shrunk(table, side, folder):
     "The table with JPEG copies whose short side is `side` pixels at most."

@@ -21,8 +21,8 @@ from fgir.backbones.nets import RetrievalNet, create_backbone
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
 from fgir.data.table import read_cub, shared_dir
-from fgir.learner import retrieval_learner
 from fgir.losses.pairs import ProxyAnchorLoss
+from fgir.training.learner import retrieval_learner
 
 class Batches(list):
     "Batches in memory, in the place of a loader."

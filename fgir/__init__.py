@@ -18,9 +18,9 @@ _NAMES = {
     "features.exact": "neighbours",
     "features.metrics": "recall_at_k score_queries score_lists confidence cluster_agreement",
     "features.store": "Features ColorHistogram CropWarning extract evaluate_recall show_neighbours save_retrieval_pictures",
-    "learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN WarmUp ClipValue StopAfter "
+    "training.learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN WarmUp ClipValue StopAfter "
                "Statistics",
-    "recipes": "get_recipe learner_from_recipe read_recipe run_seeds describe_test save_results hold_out_images",
+    "training.recipes": "get_recipe learner_from_recipe read_recipe run_seeds describe_test save_results hold_out_images",
     "cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS",
     "cfga": "CFGA Describe default_layers activation_mask largest_component seed_descriptor SEED_MODELS",
     "explain": "explain_match evidence",

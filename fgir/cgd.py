@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones.nets import create_pool
-from .learner import RetrievalLearner
 from .losses.pairs import BatchHardTripletLoss, LabelSmoothingCE
-from .recipes import learner_from_recipe
+from .training.learner import RetrievalLearner
+from .training.recipes import learner_from_recipe
 
 # %% ../nbs/05_cgd.ipynb #c5490186
 GD_CONFIGS = ('S', 'M', 'G', 'SM', 'MS', 'SG', 'GS', 'MG', 'GM', 'SMG', 'MSG', 'GSM')

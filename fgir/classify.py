@@ -29,8 +29,8 @@ from .data.batches import get_transforms
 from .data.files import write_atomic
 from .data.table import load_image, load_row
 from .features.store import evaluating, extract, say_crop, trained_crop
-from .learner import RetrievalLearner
-from .recipes import learner_from_recipe, schedule_factor
+from .training.learner import RetrievalLearner
+from .training.recipes import learner_from_recipe, schedule_factor
 
 # %% ../nbs/08_classify.ipynb #6629062a
 def check_classes(table: pd.DataFrame):

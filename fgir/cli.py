@@ -394,7 +394,7 @@ def origin(
     weights: str | None = None,  # of a backbone; default its published weights
 ) -> dict:  # {} where nobody wrote it down
     "How what describes was trained and picked, for the record of features."
-    from fgir.recipes import how_trained
+    from fgir.training.recipes import how_trained
 
     if model: return how_trained(record_of(model))
     return {} if weights else dict(selection='none: published weights as they are')
@@ -465,8 +465,8 @@ def demo_run(
 ) -> tuple:  # Features by name, and the learner
     "Describe the test images by colors, by the untrained network and, after training it, by the trained one."
     from fgir.features.store import ColorHistogram, extract
-    from fgir.learner import SaveBest
-    from fgir.recipes import how_trained
+    from fgir.training.learner import SaveBest
+    from fgir.training.recipes import how_trained
 
     learn, test = demo_learner(table, out, seed), pick_rows(table, 'test')
 
@@ -725,7 +725,7 @@ def in_processes(
 
     for name in ('torch.distributed', 'torch.multiprocessing'): logging.getLogger(name).setLevel(logging.CRITICAL)
     way = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
-    if way == 'forkserver': multiprocessing.set_forkserver_preload(['fgir.recipes'])  # imported once for all of them
+    if way == 'forkserver': multiprocessing.set_forkserver_preload(['fgir.training.recipes'])  # imported once for all of them
     config = LaunchConfig(1, 1, n, rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0, run_id='fgir',
                           start_method=way)
     try: elastic_launch(config, one_of_several)(words)
@@ -749,7 +749,7 @@ def score(learn, table: 'pd.DataFrame'):
     "Print what a trained model is worth on the test images, and where its files are."
     from fgir.classify import finish_fgic, is_classifier
     from fgir.evaluation import evaluate as evaluate_features
-    from fgir.recipes import save_results
+    from fgir.training.recipes import save_results
 
     ks = learn.recipe['ks']
     if is_classifier(learn.model): print_accuracy(finish_fgic(learn, table, ks, progress=watched()))
@@ -791,7 +791,7 @@ def make_learner(name: str, table: 'pd.DataFrame', undo, data_name: str | None, 
     "The Learner of a recipe, which names its files as the program of the recipe does."
     from fgir.cgd import cgd_prefix
     from fgir.classify import TrainLog, name_classes
-    from fgir.recipes import get_recipe, learner_from_recipe
+    from fgir.training.recipes import get_recipe, learner_from_recipe
 
     r, data = get_recipe(name, undo, **changes), data_name or table.attrs['dataset']
     if name == 'fgic' and 'lr' not in changes: changes = {**changes, 'lr': .1*r['batch_size']/256}
@@ -822,7 +822,7 @@ def recipe(
         temperature=temperature, margin=margin, warm_up=warm_up, batch_size=batch_size, epochs=epochs, size=size,
         lr=lr, seed=seed, precision=precision, ks=recalls and parse_ranks(recalls, '--recalls'),
         valid=valid and parse_valid(valid), **{'feature_dim' if name == 'cgd' else 'dim': feature_dim})
-    from fgir.recipes import get_recipe
+    from fgir.training.recipes import get_recipe
 
     r = get_recipe(name, undo or (), **changes)
     table = read_data(root, data, skip_bad, r['crop'], split=split, level=level)

@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 from torch import nn
 
 import fgir
-from fgir import cli, learner
+from fgir import cli
 from fgir.backbones.nets import create_backbone, load_model, read_record, save_model
 from fgir.cfga import Describe
 from fgir.classify import (
@@ -40,8 +40,9 @@ from fgir.features.shards import extract_shard
 from fgir.features.store import Features, evaluate_recall, extract
 from fgir.formats import write_table
 from fgir.index import Index
-from fgir.recipes import describe_test, get_recipe, hold_out_images, learner_from_recipe, save_results
 from fgir.rerank import Views
+from fgir.training import learner
+from fgir.training.recipes import describe_test, get_recipe, hold_out_images, learner_from_recipe, save_results
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):

@@ -229,7 +229,7 @@ class Seen(RuntimeError):
 @pytest.fixture
 def seen(monkeypatch):
     """Instead of training: what the Learner of the last command would have been made of."""
-    from fgir import recipes
+    from fgir.training import recipes
     made = {}
 
     def learner(name, table, undo, **kwargs):
@@ -270,7 +270,7 @@ ACTS = {  # options with a default of their own: what the help says, and whether
 
 
 def test_the_help_of_every_training_tells_the_defaults_that_act(fish, seen, tmp_path, capsys, monkeypatch):
-    from fgir.recipes import RECIPES, get_recipe
+    from fgir.training.recipes import RECIPES, get_recipe
     monkeypatch.chdir(tmp_path)
     for name in RECIPES:
         told = defaults_of(run(capsys, 'train', name, '--help')[1])
@@ -369,7 +369,7 @@ def test_counts_are_no_percentages(fish, tmp_path, capsys):
 
 
 def test_a_recipe_is_shown_as_set_takes_it(seen, fish, capsys):
-    from fgir.recipes import get_recipe
+    from fgir.training.recipes import get_recipe
     status, out, _ = run(capsys, 'recipes', 'pp-googlenet')
     lines = [line for line in out.splitlines() if not line.startswith(('recipe=', 'quirks=', '--undo', 'epochs=', 'steps='))]
     assert status == 0 and 'net.dropout=0.2' in lines and '--undo googlenet_dropout: GoogLeNet' in out

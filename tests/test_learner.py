@@ -21,7 +21,6 @@ from processes import Fresh
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from fgir import learner
 from fgir.backbones.nets import RetrievalNet, create_backbone, load_model, read_record
 from fgir.cgd import cgd_learner
 from fgir.data.batches import retrieval_dls
@@ -29,7 +28,9 @@ from fgir.data.fish import synth_dataset
 from fgir.data.table import hold_out_classes, image_path, read_cub
 from fgir.features.exact import neighbours
 from fgir.features.metrics import recall_at_k
-from fgir.learner import (
+from fgir.losses.pairs import BatchHardTripletLoss
+from fgir.training import learner
+from fgir.training.learner import (
     ClipValue,
     FreezeBN,
     KeepState,
@@ -44,7 +45,6 @@ from fgir.learner import (
     too_few,
     unpack,
 )
-from fgir.losses.pairs import BatchHardTripletLoss
 
 class Proxies(nn.Module):
     "A minimal loss with parameters."

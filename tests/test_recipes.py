@@ -21,10 +21,10 @@ from fgir.cgd import CGDLoss, CGDNet
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
 from fgir.data.table import hold_out_classes
-from fgir.learner import ClipValue, FreezeBN, WarmUp, pick_epoch, retrieval_learner
 from fgir.losses import pairs as losses
 from fgir.losses.pairs import BatchHardTripletLoss
-from fgir.recipes import (
+from fgir.training.learner import ClipValue, FreezeBN, WarmUp, pick_epoch, retrieval_learner
+from fgir.training.recipes import (
     CHECKS,
     DEFAULTS,
     GROUPS,

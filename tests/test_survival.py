@@ -23,7 +23,7 @@ from fgir.backbones.nets import create_backbone, read_record, read_tensors
 from fgir.data import batches as loaders
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BadImage, hold_out_classes, read_cub
-from fgir.recipes import learner_from_recipe
+from fgir.training.recipes import learner_from_recipe
 
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8, epochs=4, valid=.5, lr=1e-3, warm_up=0,
              drop_last=True)
