@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fgir.backbones.nets import create_backbone
-from fgir.cfga import CFGA, POOLED, Describe
+from fgir.papers.cfga import CFGA, POOLED, Describe
 
 LAYERS = [f'layer4.{b}.conv{c}' for b in (1, 2) for c in (1, 2, 3)]
 

@@ -9,7 +9,7 @@ _NAMES = {
     "data.table": "read_cub read_cars read_sop read_inshop read_aircraft read_folder make_table hold_out_classes "
             "check_images drop_bad load_image load_row image_path show_images shared_dir",
     "data.fish": "synth_dataset",
-    "formats": "read_table write_table write_crops download prepare READERS",
+    "papers.formats": "read_table write_table write_crops download prepare READERS",
     "data.batches": "TRANSFORMS get_transforms retrieval_dls table_dl resize_cache",
     "backbones.nets": "create_backbone as_backbone create_pool BACKBONES POOLS RetrievalNet Pooled save_model load_model "
                  "count_parameters count_operations",
@@ -21,14 +21,14 @@ _NAMES = {
     "training.learner": "retrieval_learner RetrievalLearner RetrievalEval SaveBest KeepState FreezeBN WarmUp ClipValue StopAfter "
                "Statistics",
     "training.recipes": "get_recipe learner_from_recipe read_recipe run_seeds describe_test save_results hold_out_images",
-    "cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS",
-    "cfga": "CFGA Describe default_layers activation_mask largest_component seed_descriptor SEED_MODELS",
-    "explain": "explain_match evidence",
+    "papers.cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS",
+    "papers.cfga": "CFGA Describe default_layers activation_mask largest_component seed_descriptor SEED_MODELS",
+    "papers.explain": "explain_match evidence",
     "index": "Index show_search",
     "rerank": "Views expand fit_pca fit_whitening query_expansion database_augmentation k_reciprocal diffusion evaluate_rerank",
-    "classify": "Classifier AccuracyEval fgic_learner finish_fgic classify_image accuracy confusion closest_classes "
+    "papers.fgic": "Classifier AccuracyEval fgic_learner finish_fgic classify_image accuracy confusion closest_classes "
                 "show_confusion show_closest",
-    "programs": "load_seed_model read_features write_seed_json",
+    "papers.programs": "load_seed_model read_features write_seed_json",
     "evaluation": "evaluate report describe_all compare",
     "published": "known_numbers",
     "cli": "",

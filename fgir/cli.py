@@ -262,7 +262,7 @@ def detect_layout(root: Path) -> str:
 # %% ../nbs/10_cli.ipynb #ba1aacfa
 def find_reader(root: Path, data: str) -> Callable:
     "The reader named `data`, or for 'auto' that of the layout of `root`."
-    from fgir.formats import READERS, read_cfga_json, read_cgd_dicts, read_table
+    from fgir.papers.formats import READERS, read_cfga_json, read_cgd_dicts, read_table
 
     readers = {**READERS, 'table': read_table, 'cfga': read_cfga_json, 'cgd': read_cgd_dicts}
     name = detect_layout(root) if data == 'auto' else data
@@ -340,8 +340,8 @@ def load_network(
 ) -> tuple['nn.Module', str, dict]:  # the network, a key of `SEED_MODELS`, and how its record says that images are cut
     "Load what describes: a trained model, or a backbone."
     from fgir.backbones.nets import create_backbone, load_model
-    from fgir.cfga import SEED_MODELS
-    from fgir.programs import load_seed_model
+    from fgir.papers.cfga import SEED_MODELS
+    from fgir.papers.programs import load_seed_model
 
     if model is None: return create_backbone(backbone, weights=weights), 'pretrained', {}
     if model.suffix == '.safetensors':
@@ -361,8 +361,8 @@ def load_descriptor(
     "Load a trained model or a backbone and make a descriptor of it."
     check_descriptor_options(model, backbone, weights, pool, arrays)
     from fgir.backbones.nets import Pooled
-    from fgir.cfga import SEED_MODELS, seed_descriptor
     from fgir.features.store import as_descriptor
+    from fgir.papers.cfga import SEED_MODELS, seed_descriptor
 
     device, (net, kind, record) = pick_device(device), load_network(model, backbone, weights)
     if arrays:
@@ -440,7 +440,7 @@ def demo_learner(
     from fastai.optimizer import OptimWrapper
     from torch.optim import AdamW
 
-    from fgir.cgd import cgd_learner
+    from fgir.papers.cgd import cgd_learner
 
     learn = cgd_learner(table, 'demo', pretrained=False, recalls=DEMO['ks'], out=out, seed=seed, **DEMO['cgd'])
     learn.opt_func = partial(OptimWrapper, opt=AdamW)
@@ -564,8 +564,8 @@ def prepare(
     force: Force = False,
 ):
     "Write a data set as the CGD or CFGA programs read it."
-    from fgir.formats import READERS
-    from fgir.formats import prepare as prepare_data
+    from fgir.papers.formats import READERS
+    from fgir.papers.formats import prepare as prepare_data
 
     choices = given_choices(READERS[name], split=split, level=level) if name in READERS else {}
     table = prepare_data(name, root, out, crop=crop, copy=copy, format=format, force=force,
@@ -660,7 +660,7 @@ Processes = option(int, 'Work in so many processes, one a GPU, or on the CPU.', 
 # %% ../nbs/10_cli.ipynb #713b76bf
 def check_rows(table: 'pd.DataFrame', recipe: dict):
     "Raise ValueError unless a model of a recipe can be trained and measured on a table."
-    from fgir.classify import check_classes
+    from fgir.papers.fgic import check_classes
 
     if recipe['net']['name'] == 'Classifier': check_classes(table)
     else: check_test_rows(table)
@@ -747,8 +747,8 @@ def fit_and_log(learn, resume: bool, force: bool, log: str | None = None) -> boo
 # %% ../nbs/10_cli.ipynb #259e0057
 def score(learn, table: 'pd.DataFrame'):
     "Print what a trained model is worth on the test images, and where its files are."
-    from fgir.classify import finish_fgic, is_classifier
     from fgir.evaluation import evaluate as evaluate_features
+    from fgir.papers.fgic import finish_fgic, is_classifier
     from fgir.training.recipes import save_results
 
     ks = learn.recipe['ks']
@@ -789,8 +789,8 @@ def is_cropped(crop: bool, crop_type: str | None) -> bool | None:
 # %% ../nbs/10_cli.ipynb #50441b98
 def make_learner(name: str, table: 'pd.DataFrame', undo, data_name: str | None, changes: dict, **kwargs):
     "The Learner of a recipe, which names its files as the program of the recipe does."
-    from fgir.cgd import cgd_prefix
-    from fgir.classify import TrainLog, name_classes
+    from fgir.papers.cgd import cgd_prefix
+    from fgir.papers.fgic import TrainLog, name_classes
     from fgir.training.recipes import get_recipe, learner_from_recipe
 
     r, data = get_recipe(name, undo, **changes), data_name or table.attrs['dataset']
@@ -844,8 +844,8 @@ def classify(
     as_json: switch('--json', 'Print JSON.', 'a table') = False,
 ):
     "Name the likeliest classes of photographs."
-    from fgir.classify import classify_image
-    from fgir.programs import open_classifier
+    from fgir.papers.fgic import classify_image
+    from fgir.papers.programs import open_classifier
 
     net, how = open_classifier(model, classes)
     answers = {str(image): classify_image(net, image, k=k, box=box, **how).reset_index() for image in images}
@@ -901,7 +901,7 @@ def extract(
     if shard and processes > 1: raise ValueError('--shard: a share that is named is described by one process')
     from fgir.features.shards import extract_all
     from fgir.features.store import Features
-    from fgir.programs import seed_file, write_seed_json
+    from fgir.papers.programs import seed_file, write_seed_json
 
     if in_processes(processes, ctx.obj): return print(f'{out}: {Features.load(out)}')
     table = read_data(root, data, split=split, level=level)
@@ -924,7 +924,7 @@ def extract(
 # %% ../nbs/10_cli.ipynb #68ab33c8
 def read_described(file: Path) -> 'Features':
     "Read described images as `read_features` does; ValueError for a gallery that was emptied."
-    from fgir.programs import read_features
+    from fgir.papers.programs import read_features
 
     features = read_features(file)
     if not len(features): raise ValueError(f'{file}: no images in it; fgir index add brings some')

@@ -29,6 +29,7 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .backbones.nets import name_today
 from .data.batches import TRANSFORMS
 from .data.files import OpenFile, naming, write_atomic
 from .data.table import BOX, image_path, load_image, make_table
@@ -394,8 +395,9 @@ def _array_of(index: Index, photo: Features) -> np.ndarray:
 @patch
 def check_descriptor(self: Index, descriptor: Callable, record: dict, **how) -> None:
     "Raise ValueError unless the record of a descriptor is the gallery's, and its vector for the first image too."
+    made = {**self.record, 'model': name_today(str(self.record.get('model')))}
     for key in ('model', 'config'):
-        ours, theirs = (json.dumps(r.get(key)) for r in (self.record, record))
+        ours, theirs = (json.dumps(r.get(key)) for r in (made, record))
         if ours != theirs: raise ValueError(f'descriptor: its {key} is {theirs}, the gallery was made with {ours}')
     if not len(self): return
     table, vector = self.store.sample()

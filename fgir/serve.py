@@ -147,7 +147,7 @@ def evidence_picture(
     i: int,  # row of it
 ) -> tuple[Image.Image | None, str]:  # picture, and the words under it
     "What makes row `i` like the photograph, or why that cannot be shown."
-    from fgir.explain import explain_match
+    from fgir.papers.explain import explain_match
 
     how, crop = index.as_described(), bool(index.record.get('crop'))
     if photo is None or found is None or not 0 <= i < len(found):

@@ -22,7 +22,7 @@ from torchvision.models import (
 )
 
 from fgir.backbones.nets import RetrievalNet, create_backbone, read_weights
-from fgir.cfga import (
+from fgir.papers.cfga import (
     CFGA,
     LOSSES,
     POOLED,
@@ -35,7 +35,7 @@ from fgir.cfga import (
     largest_component,
     pool_masked,
 )
-from fgir.programs import load_seed_model
+from fgir.papers.programs import load_seed_model
 
 SIX = [f'layer4.{b}.conv{c}' for b in (1, 2) for c in (1, 2, 3)]
 GOLDEN = np.load(Path(__file__).parent/'golden'/'cfga_resnet50.npz')

@@ -5,10 +5,10 @@ import torch
 from fastai.callback.core import Callback
 from torch import nn
 
-from fgir.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner
 from fgir.data.fish import synth_dataset
 from fgir.data.table import hold_out_classes
 from fgir.features.store import Features
+from fgir.papers.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner
 from fgir.training.recipes import save_results
 
 class Stem(nn.Module):

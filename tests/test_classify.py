@@ -13,8 +13,16 @@ from torch import nn
 import fgir
 from fgir import cli
 from fgir.backbones.nets import create_backbone, load_model, read_record, save_model
-from fgir.cfga import Describe
-from fgir.classify import (
+from fgir.data.batches import get_transforms, table_dl
+from fgir.data.fish import synth_dataset
+from fgir.data.table import BadImage, hold_out_classes, image_path, load_row, read_cub
+from fgir.evaluation import describe_all
+from fgir.features.shards import extract_shard
+from fgir.features.store import Features, evaluate_recall, extract
+from fgir.index import Index
+from fgir.papers.cfga import Describe
+from fgir.papers.explain import evidence
+from fgir.papers.fgic import (
     AccuracyEval,
     Classifier,
     accuracy,
@@ -31,15 +39,7 @@ from fgir.classify import (
     show_confusion,
     top_k_hits,
 )
-from fgir.data.batches import get_transforms, table_dl
-from fgir.data.fish import synth_dataset
-from fgir.data.table import BadImage, hold_out_classes, image_path, load_row, read_cub
-from fgir.evaluation import describe_all
-from fgir.explain import evidence
-from fgir.features.shards import extract_shard
-from fgir.features.store import Features, evaluate_recall, extract
-from fgir.formats import write_table
-from fgir.index import Index
+from fgir.papers.formats import write_table
 from fgir.rerank import Views
 from fgir.training import learner
 from fgir.training.recipes import describe_test, get_recipe, hold_out_images, learner_from_recipe, save_results

@@ -22,7 +22,7 @@ from fgir.backbones.nets import RetrievalNet, create_backbone, save_model
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BOX, load_row, shared_dir
 from fgir.features.store import Features
-from fgir.formats import write_table
+from fgir.papers.formats import write_table
 
 COMMANDS = ['demo', 'prepare', 'train cgd', 'extract', 'evaluate', 'search']
 SHARED = shared_dir()

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from fgir.backbones.nets import RetrievalNet, create_backbone
-from fgir.cfga import CFGA, Call, Describe
-from fgir.explain import _grid, evidence
+from fgir.papers.cfga import CFGA, Call, Describe
+from fgir.papers.explain import _grid, evidence
 
 def small_net(name: str) -> nn.Module:
     torch.manual_seed(0)

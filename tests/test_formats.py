@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-import fgir.formats as formats
+import fgir.papers.formats as formats
 from fgir.data.table import (
     BadImage,
     check_images,
@@ -33,7 +33,7 @@ from fgir.data.table import (
     read_inshop,
     read_sop,
 )
-from fgir.formats import (
+from fgir.papers.formats import (
     CFGA_FILES,
     SOURCES,
     download,

@@ -31,7 +31,7 @@ from fgir.index import (
     show_search,
     unit_rows,
 )
-from fgir.programs import read_features
+from fgir.papers.programs import read_features
 
 class Net(nn.Module):
     "A few convolutions; `seed` makes the weights."

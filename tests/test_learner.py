@@ -22,13 +22,13 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from fgir.backbones.nets import RetrievalNet, create_backbone, load_model, read_record
-from fgir.cgd import cgd_learner
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
 from fgir.data.table import hold_out_classes, image_path, read_cub
 from fgir.features.exact import neighbours
 from fgir.features.metrics import recall_at_k
 from fgir.losses.pairs import BatchHardTripletLoss
+from fgir.papers.cgd import cgd_learner
 from fgir.training import learner
 from fgir.training.learner import (
     ClipValue,

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from torchvision.models import get_model
 
 from fgir.backbones.nets import BNInception, create_backbone, load_model, save_model
-from fgir.cfga import CFGA, SEED_MODELS
-from fgir.classify import classify_image
 from fgir.cli import detect_layout, main, read_data
 from fgir.data.table import make_table
 from fgir.features.store import Features, evaluate_recall, save_retrieval_pictures
-from fgir.formats import READERS, prepare, write_cfga_json
-from fgir.programs import (
+from fgir.papers.cfga import CFGA, SEED_MODELS
+from fgir.papers.fgic import classify_image
+from fgir.papers.formats import READERS, prepare, write_cfga_json
+from fgir.papers.programs import (
     _backbone_name,
     load_seed_model,
     open_classifier,

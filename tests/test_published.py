@@ -13,7 +13,7 @@ import pytest
 from fgir.data.table import shared_dir
 from fgir.evaluation import evaluate, report
 from fgir.features.store import Features
-from fgir.formats import READERS
+from fgir.papers.formats import READERS
 from fgir.published import KIND, known_numbers, published
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,8 +8,8 @@ Docs: https://fgir.github.io/fgir/backbones.nets.html.md"""
 __all__ = ['BACKBONES', 'PROGRAM_NAMES', 'BVLC_GOOGLENET', 'BN_INCEPTION', 'WEIGHT_FILES', 'POOLS', 'OPERATIONS', 'ConvReLU',
            'InceptionV1', 'ResponseNorm', 'BVLCGoogLeNet', 'BNInception', 'tokens_to_map', 'as_backbone',
            'read_weights', 'load_weights', 'create_backbone', 'SPoC', 'MAC', 'AvgMax', 'Concat', 'GeM', 'create_pool',
-           'create_head', 'RetrievalNet', 'Pooled', 'save_tensors', 'save_model', 'build_model', 'read_record',
-           'read_tensors', 'load_model', 'count_parameters', 'count_operations']
+           'create_head', 'RetrievalNet', 'Pooled', 'save_tensors', 'save_model', 'name_today', 'build_model',
+           'read_record', 'read_tensors', 'load_model', 'count_parameters', 'count_operations']
 
 # %% ../../nbs/23_backbones.nets.ipynb #9adae74b
 import json
@@ -571,9 +571,13 @@ def save_model(
     return path
 
 # %% ../../nbs/23_backbones.nets.ipynb #93cca95c
+def name_today(path: str) -> str:
+    "The path of a class, where 0.1 had it or where it is, as `fgir.papers.CGDNet`."
+    return re.sub(r'^fgir\.(cgd|cfga|classify)\.', 'fgir.papers.', path)
+
 def _class_of(record: dict, source: str | Path) -> type:
     "The class that a record names; ValueError unless it is a module of fgir with settings to build it from."
-    where, _, name = str(record.get('class')).rpartition('.')
+    where, _, name = name_today(str(record.get('class'))).rpartition('.')
     if not re.fullmatch(r'fgir(\.\w+)+', where): raise ValueError(f'{source}: {name!r} is not a model of fgir')
     try: cls = getattr(import_module(where), name, None)
     except ImportError: cls = None

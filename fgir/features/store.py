@@ -474,7 +474,7 @@ def _record(descriptor: Callable, table: pd.DataFrame, **made: object) -> dict:
     "How features are made, in JSON's types."
     descriptor = as_descriptor(descriptor)
     cls = descriptor if isinstance(descriptor, type(_record)) else type(descriptor)
-    return dict(model=f"{cls.__module__}.{cls.__qualname__}",
+    return dict(model=vars(cls).get("class_path", f"{cls.__module__}.{cls.__qualname__}"),
                 config=getattr(descriptor, "config", None),
                 weights=_fingerprint(descriptor), pretraining=_pretraining(descriptor),
                 dataset=table.attrs.get("dataset"),
@@ -595,6 +595,8 @@ def extract(
 # %% ../../nbs/42_features.store.ipynb #ff7ee613
 class ColorHistogram(nn.Module):
     "Descriptor of colors alone: normalized batch (B, 3, H, W) to unit (B, bins³)."
+    class_path = "fgir.features.ColorHistogram"
+
     def __init__(
         self,
         bins: int = 8,  # of each channel

@@ -1,0 +1,5 @@
+"The methods of the five papers, and the files of their programs."
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
