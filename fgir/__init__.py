@@ -29,8 +29,8 @@ _NAMES = {
     "papers.fgic": "Classifier AccuracyEval fgic_learner finish_fgic classify_image accuracy confusion closest_classes "
                 "show_confusion show_closest",
     "papers.programs": "load_seed_model read_features write_seed_json",
-    "evaluation": "evaluate report describe_all compare",
-    "published": "known_numbers",
+    "evaluation.comparison": "evaluate report describe_all compare",
+    "evaluation.published": "known_numbers",
     "cli": "",
     "gallery": "",
     "serve": "",

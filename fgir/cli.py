@@ -411,7 +411,7 @@ def settings(
 # %% ../nbs/10_cli.ipynb #c2a906ca
 def print_recall(results: 'pd.DataFrame'):  # from `evaluate`
     "Print model, descriptor, Recall@K and other measures in percent, one row a line."
-    from fgir.evaluation import caveats, is_measure
+    from fgir.evaluation.comparison import caveats, is_measure
 
     percent = (results.set_index(['model', 'descriptor']).filter(filter(is_measure, results))*100).reset_index()
     print(percent.to_string(index=False, float_format='%.1f'))
@@ -507,7 +507,7 @@ def save_demo(
     import pandas as pd
 
     from fgir.data.files import write_atomic
-    from fgir.evaluation import report
+    from fgir.evaluation.comparison import report
     from fgir.features.exact import neighbours
     from fgir.features.store import show_neighbours
 
@@ -533,7 +533,7 @@ def demo(
     refuse_existing(files.values(), force)
     start = time.perf_counter()
     from fgir.data.fish import synth_dataset
-    from fgir.evaluation import evaluate as evaluate_features
+    from fgir.evaluation.comparison import evaluate as evaluate_features
 
     print('Drawing {n_classes} classes of fish, {n_per_class} pictures each'.format(**DEMO['data']))
     table = synth_dataset(out/'fish', seed=seed, progress=watched(), force=force, **DEMO['data'])
@@ -747,7 +747,7 @@ def fit_and_log(learn, resume: bool, force: bool, log: str | None = None) -> boo
 # %% ../nbs/10_cli.ipynb #259e0057
 def score(learn, table: 'pd.DataFrame'):
     "Print what a trained model is worth on the test images, and where its files are."
-    from fgir.evaluation import evaluate as evaluate_features
+    from fgir.evaluation.comparison import evaluate as evaluate_features
     from fgir.papers.fgic import finish_fgic, is_classifier
     from fgir.training.recipes import save_results
 
@@ -985,9 +985,9 @@ def evaluate(
     methods = parse_methods(rerank)
     refuse_existing([p for p in (report, csv) if p], force)
     from fgir.data.files import write_atomic
-    from fgir.evaluation import evaluate as evaluate_features
-    from fgir.evaluation import report as write_report
-    from fgir.published import known_numbers
+    from fgir.evaluation.comparison import evaluate as evaluate_features
+    from fgir.evaluation.comparison import report as write_report
+    from fgir.evaluation.published import known_numbers
 
     features = {name: read_described(file) for name, file in name_files(files).items()}
     results = evaluate_features(features, ranks, measures=more)

@@ -16,7 +16,7 @@ from fgir.backbones.nets import create_backbone, load_model, read_record, save_m
 from fgir.data.batches import get_transforms, table_dl
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BadImage, hold_out_classes, image_path, load_row, read_cub
-from fgir.evaluation import describe_all
+from fgir.evaluation.comparison import describe_all
 from fgir.features.shards import extract_shard
 from fgir.features.store import Features, evaluate_recall, extract
 from fgir.index import Index

@@ -17,7 +17,7 @@ from torch import nn
 from fgir.backbones.nets import Pooled, RetrievalNet, _origin, create_backbone, load_model, save_model
 from fgir.data.fish import synth_dataset
 from fgir.data.table import image_path
-from fgir.evaluation import (
+from fgir.evaluation.comparison import (
     as_published,
     best_and_worst,
     caveats,

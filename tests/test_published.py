@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from fgir.data.table import shared_dir
-from fgir.evaluation import evaluate, report
+from fgir.evaluation.comparison import evaluate, report
+from fgir.evaluation.published import KIND, known_numbers, published
 from fgir.features.store import Features
 from fgir.papers.formats import READERS
-from fgir.published import KIND, known_numbers, published
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT/'fgir'/'published.csv'
