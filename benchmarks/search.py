@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fgir.app.gallery import parse_engine
 from fgir.data.table import make_table
 from fgir.features.exact import neighbours
 from fgir.features.store import Features
-from fgir.gallery import parse_engine
 from fgir.index import Index
 
 K, QUERIES = 10, 500

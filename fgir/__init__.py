@@ -31,9 +31,9 @@ _NAMES = {
     "papers.programs": "load_seed_model read_features write_seed_json",
     "evaluation.comparison": "evaluate report describe_all compare",
     "evaluation.published": "known_numbers",
-    "cli": "",
-    "gallery": "",
-    "serve": "",
+    "app.cli": "",
+    "app.gallery": "",
+    "app.page": "",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 from torch import nn
 
 import fgir
-from fgir import cli
+from fgir.app import cli
 from fgir.backbones.nets import create_backbone, load_model, read_record, save_model
 from fgir.data.batches import get_transforms, table_dl
 from fgir.data.fish import synth_dataset

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from processes import Fresh, command
 from torchvision.models import resnet18, resnet50
 
-from fgir import cli
+from fgir.app import cli
 from fgir.backbones.nets import RetrievalNet, create_backbone, save_model
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BOX, load_row, shared_dir
@@ -380,7 +380,7 @@ def test_a_recipe_is_shown_as_set_takes_it(seen, fish, capsys):
 
 def program_lines():
     """Rows of the table of programs: the other program's words, and ours."""
-    nb = json.loads((Path(__file__).parent.parent/'nbs'/'10_cli.ipynb').read_text())
+    nb = json.loads((Path(__file__).parent.parent/'nbs'/'90_app.cli.ipynb').read_text())
     text = next(t for c in nb['cells'] if '| the program | here |' in (t := ''.join(c['source'])))
     return [re.findall('`(fgir train .*?)`', line)[0] for line in text.splitlines() if '`fgir train ' in line]
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fgir import cli
+from fgir.app import cli
 from fgir.backbones.nets import RetrievalNet, create_backbone, load_model, read_record, save_model
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BOX, image_path, load_row, read_cub

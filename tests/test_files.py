@@ -160,7 +160,7 @@ def test_who_waits_says_for_whom_and_not_for_ever(tmp_path, capsys, monkeypatch)
             with alone_with(path, wait=1.1): pass
         said = capsys.readouterr().err
         assert said.startswith(f'waiting for {path}: process {process.pid} (') and said.count('\n') == 1
-        from fgir import cli
+        from fgir.app import cli
         monkeypatch.setattr(files.alone_with.__wrapped__, '__defaults__', (.1,))
         assert cli.main(['index', 'remove', str(path), '1.jpg']) == 1
         said = capsys.readouterr().err

@@ -8,12 +8,12 @@ import pytest
 import typer
 from processes import begin
 
+import fgir.app.gallery
 import fgir.features.store
-import fgir.gallery
-from fgir import cli
+from fgir.app import cli
+from fgir.app.gallery import SOURCE, source_of
 from fgir.data.fish import synth_dataset
 from fgir.features.store import Features
-from fgir.gallery import SOURCE, source_of
 from fgir.index import Index
 
 @pytest.fixture(scope='module')
@@ -251,7 +251,7 @@ def test_with_images_each_option_goes_to_what_it_is_for(fish, gallery, tmp_path,
     monkeypatch.setattr(cli, 'read_data', note('read', fish))
     monkeypatch.setattr(cli, 'load_descriptor', note('load', (None, dict(tfms='cgd'))))
     monkeypatch.setattr(fgir.features.store, 'extract', note('extract', described))
-    monkeypatch.setattr(fgir.gallery, 'make_gallery', note('make', None))
+    monkeypatch.setattr(fgir.app.gallery, 'make_gallery', note('make', None))
     monkeypatch.setattr(Index, 'add', note('add', None))
     words = [fish.attrs['root'], tmp_path/'new.safetensors'] if command == 'build' else [gallery, fish.attrs['root']]
     def outcome(more):

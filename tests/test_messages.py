@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fgir import cli
+from fgir.app import cli
 from fgir.backbones.nets import RetrievalNet, create_backbone, save_model
 from fgir.data.fish import synth_dataset
 from fgir.features.store import Features

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import get_model
 
+from fgir.app.cli import detect_layout, main, read_data
 from fgir.backbones.nets import BNInception, create_backbone, load_model, save_model
-from fgir.cli import detect_layout, main, read_data
 from fgir.data.table import make_table
 from fgir.features.store import Features, evaluate_recall, save_retrieval_pictures
 from fgir.papers.cfga import CFGA, SEED_MODELS

@@ -15,15 +15,10 @@ import torch
 from PIL import Image
 from processes import Fresh, command, free_port
 
+import fgir.app.page
 import fgir.data.table
-import fgir.serve
-from fgir import cli
-from fgir.backbones.nets import Pooled, create_backbone
-from fgir.data.fish import synth_dataset
-from fgir.data.table import image_path
-from fgir.features.store import ColorHistogram, extract
-from fgir.index import Index
-from fgir.serve import (
+from fgir.app import cli
+from fgir.app.page import (
     _check_confirmed,
     _is_foreign,
     answer,
@@ -38,6 +33,11 @@ from fgir.serve import (
     served_folders,
     thumbnail,
 )
+from fgir.backbones.nets import Pooled, create_backbone
+from fgir.data.fish import synth_dataset
+from fgir.data.table import image_path
+from fgir.features.store import ColorHistogram, extract
+from fgir.index import Index
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 
@@ -318,7 +318,7 @@ def test_other_pages_get_and_leave_nothing(site, fish, headers):
 def test_photographs_have_a_quota(site, fish, monkeypatch):
     assert send(site, image_path(fish, 4)).status_code == 200
     for room in (dict(files=1, size=2**30), dict(files=99, size=2000)):
-        monkeypatch.setattr(fgir.serve, 'ROOM', room)
+        monkeypatch.setattr(fgir.app.page, 'ROOM', room)
         answer = send(site, image_path(fish, 5))
         assert answer.status_code == 503 and 'Too many photographs' in answer.text
 

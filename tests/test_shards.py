@@ -10,7 +10,7 @@ from processes import Fresh, command, two_of_a_group
 from torch import distributed
 
 import fgir.features.shards
-from fgir import cli
+from fgir.app import cli
 from fgir.backbones.nets import Pooled, create_backbone
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BadImage, load_row, read_cub, read_folder
