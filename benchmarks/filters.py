@@ -20,10 +20,10 @@ import faiss
 import numpy as np
 import pandas as pd
 
-import fgir.index
+import fgir.gallery.index
 from fgir.data.table import make_table
 from fgir.features.store import Features
-from fgir.index import Index, unit_rows
+from fgir.gallery.index import Index, unit_rows
 
 SHARES = (.001, .01, .1, .25, .5, .75, .9, 1)
 K, QUERIES, CLUSTERS = 10, 100, 20
@@ -109,10 +109,10 @@ def main():
     p.add_argument('--data', nargs='+', default=['clustered', 'even'])
     p.add_argument('--size', type=int, default=60_000)
     p.add_argument('--dim', type=int, default=64)
-    p.add_argument('--few', type=int, default=fgir.index.FEW, help='rows that are compared one by one')
+    p.add_argument('--few', type=int, default=fgir.gallery.index.FEW, help='rows that are compared one by one')
     p.add_argument('--csv', help='also write the figures')
     args = p.parse_args()
-    fgir.index.FEW, lines = args.few, []
+    fgir.gallery.index.FEW, lines = args.few, []
     for kind, data in product(args.kinds, args.data):
         with tempfile.TemporaryDirectory() as folder:
             for line in measured(kind, data, args.size, args.dim, Path(folder)):

@@ -13,7 +13,7 @@ import argparse
 import pandas as pd
 
 from fgir.features.store import Features
-from fgir.rerank import RERANK, evaluate_rerank, fit_pca, fit_whitening
+from fgir.gallery.rerank import RERANK, evaluate_rerank, fit_pca, fit_whitening
 
 MEASURES = ('R@1', 'R@8', 'mAP@100', 'MAP@R')
 

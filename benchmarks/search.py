@@ -26,7 +26,7 @@ from fgir.app.gallery import parse_engine
 from fgir.data.table import make_table
 from fgir.features.exact import neighbours
 from fgir.features.store import Features
-from fgir.index import Index
+from fgir.gallery.index import Index
 
 K, QUERIES = 10, 500
 LIMIT = dict(hnsw=200_000, milvus=200_000)

@@ -24,8 +24,8 @@ _NAMES = {
     "papers.cgd": "cgd_learner CGDNet CGDLoss GD_CONFIGS",
     "papers.cfga": "CFGA Describe default_layers activation_mask largest_component seed_descriptor SEED_MODELS",
     "papers.explain": "explain_match evidence",
-    "index": "Index show_search",
-    "rerank": "Views expand fit_pca fit_whitening query_expansion database_augmentation k_reciprocal diffusion evaluate_rerank",
+    "gallery.index": "Index show_search",
+    "gallery.rerank": "Views expand fit_pca fit_whitening query_expansion database_augmentation k_reciprocal diffusion evaluate_rerank",
     "papers.fgic": "Classifier AccuracyEval fgic_learner finish_fgic classify_image accuracy confusion closest_classes "
                 "show_confusion show_closest",
     "papers.programs": "load_seed_model read_features write_seed_json",

@@ -19,7 +19,8 @@ from fgir.data.table import BadImage, hold_out_classes, image_path, load_row, re
 from fgir.evaluation.comparison import describe_all
 from fgir.features.shards import extract_shard
 from fgir.features.store import Features, evaluate_recall, extract
-from fgir.index import Index
+from fgir.gallery.index import Index
+from fgir.gallery.rerank import Views
 from fgir.papers.cfga import Describe
 from fgir.papers.explain import evidence
 from fgir.papers.fgic import (
@@ -40,7 +41,6 @@ from fgir.papers.fgic import (
     top_k_hits,
 )
 from fgir.papers.formats import write_table
-from fgir.rerank import Views
 from fgir.training import learner
 from fgir.training.recipes import describe_test, get_recipe, hold_out_images, learner_from_recipe, save_results
 

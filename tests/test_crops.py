@@ -15,12 +15,12 @@ from fgir.data.fish import synth_dataset
 from fgir.data.table import BOX, image_path, load_row, read_cub
 from fgir.features.shards import extract_shard
 from fgir.features.store import CropWarning, Features, crop_for, extract, say_crop, trained_crop
-from fgir.index import Index
+from fgir.gallery.index import Index
+from fgir.gallery.rerank import Views
 from fgir.papers.cfga import Describe
 from fgir.papers.explain import explain_match
 from fgir.papers.fgic import accuracy, class_logits, classify_image, fgic_learner
 from fgir.papers.formats import write_table
-from fgir.rerank import Views
 
 WHOLE, CUT = 'taken whole, without a box, but the .* boxes', 'cut to a box, but the .* whole images'
 

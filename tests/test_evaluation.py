@@ -37,7 +37,7 @@ from fgir.evaluation.comparison import (
 )
 from fgir.features.metrics import confidence, first_hit_rank, recall_at_k, score_queries
 from fgir.features.store import ColorHistogram, Features, extract, photographs_of
-from fgir.rerank import Views, fit_pca
+from fgir.gallery.rerank import Views, fit_pca
 from fgir.training.recipes import describe_test, learner_from_recipe
 
 VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}

@@ -20,7 +20,7 @@ from fgir.backbones.nets import Pooled, RetrievalNet, create_backbone, load_mode
 from fgir.data import files
 from fgir.data.files import OpenFile, alone_with, check, in_use, lay_out, lock_of, write_atomic, write_folder_atomic
 from fgir.features.store import Features
-from fgir.index import Index, features_of
+from fgir.gallery.index import Index, features_of
 
 def gallery(n=40, first=0, seed=0, dim=8, **record):
     "Features whose vectors tell which image they belong to: the same path always has the same one."

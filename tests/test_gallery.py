@@ -14,7 +14,7 @@ from fgir.app import cli
 from fgir.app.gallery import SOURCE, source_of
 from fgir.data.fish import synth_dataset
 from fgir.features.store import Features
-from fgir.index import Index
+from fgir.gallery.index import Index
 
 @pytest.fixture(scope='module')
 def fish(tmp_path_factory):

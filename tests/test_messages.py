@@ -12,7 +12,7 @@ from fgir.app import cli
 from fgir.backbones.nets import RetrievalNet, create_backbone, save_model
 from fgir.data.fish import synth_dataset
 from fgir.features.store import Features
-from fgir.index import Index
+from fgir.gallery.index import Index
 
 NET = '--backbone test_resnet --weights net.pth --device cpu'
 SIZE = '--size 32 --workers 0'

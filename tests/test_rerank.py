@@ -9,7 +9,7 @@ from fgir.data.fish import synth_dataset
 from fgir.features.exact import neighbours
 from fgir.features.metrics import score_lists, score_queries
 from fgir.features.store import Features, extract
-from fgir.rerank import (
+from fgir.gallery.rerank import (
     RERANK,
     Views,
     database_augmentation,

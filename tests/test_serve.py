@@ -37,7 +37,7 @@ from fgir.backbones.nets import Pooled, create_backbone
 from fgir.data.fish import synth_dataset
 from fgir.data.table import image_path
 from fgir.features.store import ColorHistogram, extract
-from fgir.index import Index
+from fgir.gallery.index import Index
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fgir.features.store import Features
-    from fgir.index import Index
+    from fgir.gallery.index import Index
 
 # %% ../../nbs/90_app.cli.ipynb #f67faa7a
 STYLE = dict(rich_markup_mode=None, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 120})
@@ -937,7 +937,7 @@ def name_files(files: list[Path]) -> dict[str, Path]:
 
 def parse_methods(text: str | None) -> list[str]:
     "Names of methods of re-ranking; ValueError for one that there is not."
-    from fgir.rerank import RERANK
+    from fgir.gallery.rerank import RERANK
 
     names = text.split(',') if text else []
     for name in names:
@@ -946,7 +946,7 @@ def parse_methods(text: str | None) -> list[str]:
 
 def print_rerank(features: dict[str, 'Features'], methods: list[str], ks: list[int]):
     "Recall@K and MAP@R in percent of methods of re-ranking, for every array, and what they cost."
-    from fgir.rerank import evaluate_rerank
+    from fgir.gallery.rerank import evaluate_rerank
 
     measures = [*(f'R@{k}' for k in ks), 'MAP@R']
     for model, array in ((model, array) for model, f in features.items() for array in f.names):
@@ -1013,7 +1013,7 @@ def pick_array(
 # %% ../../nbs/90_app.cli.ipynb #fc1bc206
 def find_row(features: 'Features', image: Path) -> int | None:
     "The row of the features whose image is that file; None if there is none."
-    from fgir.index import _spellings
+    from fgir.gallery.index import _spellings
 
     paths = features.table['path']
     there = paths.isin(_spellings(image, features.table.attrs.get('root'))).to_numpy()
@@ -1026,7 +1026,7 @@ def box_of(row: 'pd.Series', record: dict) -> list[float] | None:
 # %% ../../nbs/90_app.cli.ipynb #85612a4f
 def search_row(index: 'Index', vector, image: Path, k: int, leave_self: bool) -> 'pd.DataFrame':
     "Search with the vector that a file of features has for a photograph, as `search_image` does."
-    from fgir.index import _without
+    from fgir.gallery.index import _without
 
     own = index.same_file(image) if leave_self else []
     return _without(index.search(vector, min(k + len(own), max(k, len(index)))), own, k)
@@ -1047,7 +1047,7 @@ def show_answer(index: 'Index', image: Path, found: 'pd.DataFrame', box, as_json
                 name: str | None = None):
     "Print what was found for a photograph of the kind `name`, and draw it if a picture is wanted."
     from fgir.data.files import write_atomic
-    from fgir.index import show_search
+    from fgir.gallery.index import show_search
 
     say_left_out(found)
     if name and name not in index.store.classes(): print(f'{name}: no image of the gallery shows it', file=sys.stderr)
@@ -1094,7 +1094,7 @@ def search(
     elif box or device: raise ValueError('--box and --device go with --model or --backbone')
     if metric and not pictures: raise ValueError('--metric goes with --pictures')
     check_picture(picture, force)
-    from fgir.index import Index
+    from fgir.gallery.index import Index
 
     known = read_described(features)
     gallery = known.select('gallery') if 'gallery' in set(known.table['split']) else known

@@ -27,7 +27,7 @@ from ..data.files import alone_with, in_use, say
 if TYPE_CHECKING:
 
     from fgir.features.store import Features
-    from fgir.index import Index
+    from fgir.gallery.index import Index
 
 # %% ../../nbs/91_app.gallery.ipynb #59fe69b5
 index = typer.Typer(name='index', help='Build a gallery, change it, search it.', **cli.STYLE)
@@ -41,7 +41,7 @@ def in_database(gallery: str) -> bool:
 
 def open_gallery(gallery: str) -> 'Index':
     "The gallery of that name."
-    from fgir.index import Index
+    from fgir.gallery.index import Index
 
     return Index.connect(gallery) if in_database(gallery) else Index.load(gallery)
 
@@ -152,7 +152,7 @@ def described(
 ) -> Iterator['Features']:
     "Describe images, or open a file of those that are."
     from fgir.features.store import Features
-    from fgir.index import features_of
+    from fgir.gallery.index import features_of
 
     if images.suffix == '.safetensors':
         if not images.is_file(): raise FileNotFoundError(f'{images}: no such file of features')
@@ -211,7 +211,7 @@ def parse_engine(words: list[str]) -> dict:
 # %% ../../nbs/91_app.gallery.ipynb #468ed7af
 def make_gallery(features: 'Features', gallery: str, array: str | None, kind: str, engine: dict, force: bool):
     "Put features into a file or a database."
-    from fgir.index import Index
+    from fgir.gallery.index import Index
 
     name = cli.pick_array(features, array)
     if in_database(gallery): made = Index.connect(gallery, features, name, kind, **engine)
@@ -234,7 +234,7 @@ def build(
     device: cli.Device = None, skip_bad: cli.SkipBad = False, force: cli.Force = False,
 ):
     "Describe images and make a gallery of them."
-    from fgir.index import check_engine
+    from fgir.gallery.index import check_engine
 
     chosen = parse_engine(engine)
     check_engine(kind, chosen, gallery if in_database(gallery) else None)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import gradio
     import pandas as pd
 
-    from fgir.index import Index
+    from fgir.gallery.index import Index
 
 # %% ../../nbs/95_app.page.ipynb #9d2cc264
 def served_folders(index: 'Index', named: Sequence[str | Path] = ()) -> list[Path]:
@@ -130,7 +130,7 @@ def answer(
 ) -> tuple['pd.DataFrame', list[tuple[Image.Image, str]]]:
     "What is nearest to a photograph, best first: the table, and its pictures with captions."
     from fgir.features.store import extract
-    from fgir.index import photo_table
+    from fgir.gallery.index import photo_table
 
     read_photo(photo)
     vector = extract(describe, photo_table(photo), crop=True, **index.as_described())[index.name]

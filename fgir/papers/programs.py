@@ -22,7 +22,7 @@ from ..backbones.nets import RetrievalNet, create_backbone, load_weights, read_w
 from ..data.files import write_atomic
 from ..data.table import make_table
 from ..features.store import Features
-from ..index import features_of
+from ..gallery.index import features_of
 from .cfga import SEED_MODELS
 from .cgd import GD_CONFIGS, CGDNet
 from .fgic import Classifier
