@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file, save_file
 from torch import nn

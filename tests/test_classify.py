@@ -524,7 +524,7 @@ def test_searches_and_pictures_of_a_classifier_take_its_features(run, saved, tes
 
 
 def test_public_names():
-    assert fgir.classify_image is classify_image and fgir.Classifier is Classifier and fgir.fgic_learner is fgic_learner
+    assert fgir.papers.classify_image is classify_image and fgir.Classifier is Classifier and fgir.fgic_learner is fgic_learner
 
 
 def test_a_trained_classifier_predicts_as_classify_image_does(run, test):

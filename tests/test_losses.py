@@ -7,10 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.torch_core import TensorBase, TensorCategory
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pytorch_metric_learning import losses as pml
-from pytorch_metric_learning import miners
+from hypothesis import given, settings, strategies as st
+from pytorch_metric_learning import losses as pml, miners
 
 from fgir.losses.pairs import (
     ArcFaceLoss,

@@ -17,7 +17,7 @@ from fgir.features.store import Features
 from fgir.papers.formats import READERS
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE = ROOT/'fgir'/'published.csv'
+FILE = ROOT/'fgir'/'evaluation'/'published.csv'
 SHARED = shared_dir()
 
 

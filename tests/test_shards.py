@@ -14,7 +14,7 @@ from fgir.app import cli
 from fgir.backbones.nets import Pooled, create_backbone
 from fgir.data.fish import synth_dataset
 from fgir.data.table import BadImage, load_row, read_cub, read_folder
-from fgir.features.shards import extract_shard
+from fgir.features.shards import extract_all, extract_shard
 from fgir.features.store import Features, extract
 
 HOW = dict(size=48, bs=4, num_workers=0, progress=False)
@@ -164,7 +164,7 @@ def test_one_share_is_described_by_one_process(fish, tmp_path, monkeypatch):
     assert extract_shard(again, fish, out, (0, 2), **HOW) is None
     assert shares(tmp_path) == ['shard-0-of-2']
     monkeypatch.setenv('WORLD_SIZE', '2')
-    with pytest.raises(ValueError, match='described by one process'): fgir.features.shards.extract_all(again, fish, out, '0/2', **HOW)
+    with pytest.raises(ValueError, match='described by one process'): extract_all(again, fish, out, '0/2', **HOW)
     twice = pd.concat([fish, fish.iloc[:1]], ignore_index=True)
     with pytest.raises(ValueError, match='is there twice'): extract_shard(again, twice, out, (0, 2), **HOW)
 

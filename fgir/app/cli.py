@@ -564,8 +564,7 @@ def prepare(
     force: Force = False,
 ):
     "Write a data set as the CGD or CFGA programs read it."
-    from fgir.papers.formats import READERS
-    from fgir.papers.formats import prepare as prepare_data
+    from fgir.papers.formats import READERS, prepare as prepare_data
 
     choices = given_choices(READERS[name], split=split, level=level) if name in READERS else {}
     table = prepare_data(name, root, out, crop=crop, copy=copy, format=format, force=force,
@@ -985,8 +984,7 @@ def evaluate(
     methods = parse_methods(rerank)
     refuse_existing([p for p in (report, csv) if p], force)
     from fgir.data.files import write_atomic
-    from fgir.evaluation.comparison import evaluate as evaluate_features
-    from fgir.evaluation.comparison import report as write_report
+    from fgir.evaluation.comparison import evaluate as evaluate_features, report as write_report
     from fgir.evaluation.published import known_numbers
 
     features = {name: read_described(file) for name, file in name_files(files).items()}

@@ -23,7 +23,7 @@ def published(
     best: bool = False,  # of rows that agree in all of `KIND` only the descriptor with the highest R@1
 ) -> pd.DataFrame:  # the columns above that are not empty, measures from 0 to 1
     "Published numbers with their protocols and sources, the highest R@1 first; ValueError for an unknown data set."
-    with (files('fgir')/'published.csv').open(encoding='utf-8') as f:
+    with (files('fgir.evaluation')/'published.csv').open(encoding='utf-8') as f:
         table = pd.read_csv(f, keep_default_na=False, na_values='')
     known = table['dataset'].unique()
     if dataset not in (None, *known):
