@@ -19,7 +19,7 @@ from scipy.ndimage import label
 from torch import nn
 from torch.nn import functional as F
 
-from fgir.backbones.nets import create_backbone
+from fgir.backbones.registry import create_backbone
 from fgir.papers.cfga import CFGA, POOLED, Describe
 
 LAYERS = [f'layer4.{b}.conv{c}' for b in (1, 2) for c in (1, 2, 3)]

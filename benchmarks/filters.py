@@ -23,7 +23,8 @@ import pandas as pd
 import fgir.gallery.index
 from fgir.data.table import make_table
 from fgir.features.store import Features
-from fgir.gallery.index import Index, unit_rows
+from fgir.gallery.faiss import unit_rows
+from fgir.gallery.index import Index
 
 SHARES = (.001, .01, .1, .25, .5, .75, .9, 1)
 K, QUERIES, CLUSTERS = 10, 100, 20

@@ -16,8 +16,11 @@ import pandas as pd
 import torch
 
 from fgir.data.batches import retrieval_dls
+from fgir.data.files import shared_dir
 from fgir.data.fish import synth_dataset
-from fgir.data.table import image_path, load_row, make_table, read_cars, shared_dir
+from fgir.data.images import load_row
+from fgir.data.readers import read_cars
+from fgir.data.table import image_path, make_table
 
 def enlarged(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     "Save the images of the table as JPEG of 500×375 pixels, quality 90, below `root`."

@@ -27,10 +27,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from fgir.backbones.nets import RetrievalNet, create_backbone
-from fgir.data.table import hold_out_classes, read_cars, read_cub
-from fgir.features.store import evaluate_recall
-from fgir.training.recipes import describe_test, learner_from_recipe
+from fgir.backbones.nets import RetrievalNet
+from fgir.backbones.registry import create_backbone
+from fgir.data.readers import read_cars, read_cub
+from fgir.data.table import hold_out_classes
+from fgir.features.retrieval import evaluate_recall
+from fgir.training.runs import describe_test, learner_from_recipe
 
 def shrunk(table, side, folder):
     "The table with JPEG copies whose short side is `side` pixels at most."

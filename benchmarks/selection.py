@@ -17,9 +17,9 @@ import torch
 from fastai.callback.core import Callback
 
 from fgir.data.fish import synth_dataset
-from fgir.features.store import evaluate_recall
-from fgir.training.learner import pick_epoch
-from fgir.training.recipes import describe_test, learner_from_recipe
+from fgir.features.retrieval import evaluate_recall
+from fgir.training.callbacks import pick_epoch
+from fgir.training.runs import describe_test, learner_from_recipe
 
 RATES = dict(cgd=dict(lr=1e-2, schedule='one_cycle', net=dict(feature_dim=256), valid=.2),
              sane=dict(lr=1e-2, warm_up=0, precision='float32'))

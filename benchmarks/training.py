@@ -17,11 +17,13 @@ from fastai.data.core import DataLoaders
 from fastai.optimizer import OptimWrapper
 from torch.utils.data import DataLoader
 
-from fgir.backbones.nets import RetrievalNet, create_backbone
+from fgir.backbones.nets import RetrievalNet
+from fgir.backbones.registry import create_backbone
 from fgir.data.batches import retrieval_dls
+from fgir.data.files import shared_dir
 from fgir.data.fish import synth_dataset
-from fgir.data.table import read_cub, shared_dir
-from fgir.losses.pairs import ProxyAnchorLoss
+from fgir.data.readers import read_cub
+from fgir.losses.proxies import ProxyAnchorLoss
 from fgir.training.learner import retrieval_learner
 
 class Batches(list):

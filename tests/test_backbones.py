@@ -19,25 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet50_Weights, get_model
 
 import fgir.backbones.nets as bb
-from fgir.backbones.nets import (
-    BACKBONES,
-    POOLS,
-    BNInception,
-    BVLCGoogLeNet,
-    Pooled,
-    RetrievalNet,
-    count_operations,
-    count_parameters,
-    create_backbone,
-    create_pool,
-    load_model,
-    load_weights,
-    read_record,
-    read_tensors,
-    read_weights,
-    save_model,
-)
-from fgir.data.table import shared_dir
+from fgir.backbones.classic import BNInception, BVLCGoogLeNet
+from fgir.backbones.nets import POOLS, Pooled, RetrievalNet, count_operations, count_parameters, create_pool
+from fgir.backbones.registry import BACKBONES, create_backbone, load_weights, read_weights
+from fgir.backbones.saving import load_model, read_record, read_tensors, save_model
+from fgir.data.files import shared_dir
 
 WEIGHTS = shared_dir() and shared_dir()/'data'/'weights'
 needs_weights = pytest.mark.skipif(not WEIGHTS, reason='FGIR_SHARED: no real weights')

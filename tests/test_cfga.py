@@ -20,7 +20,8 @@ from torchvision.models import (
     squeezenet1_1,
 )
 
-from fgir.backbones.nets import RetrievalNet, create_backbone, read_weights
+from fgir.backbones.nets import RetrievalNet
+from fgir.backbones.registry import create_backbone, read_weights
 from fgir.papers.cfga import (
     CFGA,
     LOSSES,

@@ -9,7 +9,7 @@ from fgir.data.fish import synth_dataset
 from fgir.data.table import hold_out_classes
 from fgir.features.store import Features
 from fgir.papers.cgd import GD_CONFIGS, CGDLoss, CGDNet, cgd_learner
-from fgir.training.recipes import save_results
+from fgir.training.runs import save_results
 
 class Stem(nn.Module):
     "A backbone of one convolution."

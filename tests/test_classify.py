@@ -12,13 +12,20 @@ from torch import nn
 
 import fgir
 from fgir.app import cli
-from fgir.backbones.nets import create_backbone, load_model, read_record, save_model
-from fgir.data.batches import get_transforms, table_dl
+from fgir.backbones.registry import create_backbone
+from fgir.backbones.saving import load_model, read_record, save_model
+from fgir.data.batches import table_dl
+from fgir.data.csv import write_table
 from fgir.data.fish import synth_dataset
-from fgir.data.table import BadImage, hold_out_classes, image_path, load_row, read_cub
+from fgir.data.images import BadImage, load_row
+from fgir.data.readers import read_cub
+from fgir.data.table import hold_out_classes, image_path
+from fgir.data.transforms import get_transforms
 from fgir.evaluation.comparison import describe_all
+from fgir.features.extraction import extract
+from fgir.features.retrieval import evaluate_recall
 from fgir.features.shards import extract_shard
-from fgir.features.store import Features, evaluate_recall, extract
+from fgir.features.store import Features
 from fgir.gallery.index import Index
 from fgir.gallery.rerank import Views
 from fgir.papers.cfga import Describe
@@ -40,9 +47,9 @@ from fgir.papers.fgic import (
     show_confusion,
     top_k_hits,
 )
-from fgir.papers.formats import write_table
 from fgir.training import learner
-from fgir.training.recipes import describe_test, get_recipe, hold_out_images, learner_from_recipe, save_results
+from fgir.training.recipes import get_recipe
+from fgir.training.runs import describe_test, hold_out_images, learner_from_recipe, save_results
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):

@@ -18,11 +18,15 @@ from processes import Fresh, command
 from torchvision.models import resnet18, resnet50
 
 from fgir.app import cli
-from fgir.backbones.nets import RetrievalNet, create_backbone, save_model
+from fgir.backbones.nets import RetrievalNet
+from fgir.backbones.registry import create_backbone
+from fgir.backbones.saving import save_model
+from fgir.data.csv import write_table
+from fgir.data.files import shared_dir
 from fgir.data.fish import synth_dataset
-from fgir.data.table import BOX, load_row, shared_dir
+from fgir.data.images import load_row
+from fgir.data.table import BOX
 from fgir.features.store import Features
-from fgir.papers.formats import write_table
 
 COMMANDS = ['demo', 'prepare', 'train cgd', 'extract', 'evaluate', 'search']
 SHARED = shared_dir()

@@ -10,17 +10,22 @@ import pytest
 import torch
 
 from fgir.app import cli
-from fgir.backbones.nets import RetrievalNet, create_backbone, load_model, read_record, save_model
+from fgir.backbones.nets import RetrievalNet
+from fgir.backbones.registry import create_backbone
+from fgir.backbones.saving import load_model, read_record, save_model
+from fgir.data.csv import write_table
 from fgir.data.fish import synth_dataset
-from fgir.data.table import BOX, image_path, load_row, read_cub
+from fgir.data.images import load_row
+from fgir.data.readers import read_cub
+from fgir.data.table import BOX, image_path
+from fgir.features.extraction import CropWarning, crop_for, extract, say_crop, trained_crop
 from fgir.features.shards import extract_shard
-from fgir.features.store import CropWarning, Features, crop_for, extract, say_crop, trained_crop
+from fgir.features.store import Features
 from fgir.gallery.index import Index
 from fgir.gallery.rerank import Views
 from fgir.papers.cfga import Describe
 from fgir.papers.explain import explain_match
 from fgir.papers.fgic import accuracy, class_logits, classify_image, fgic_learner
-from fgir.papers.formats import write_table
 
 WHOLE, CUT = 'taken whole, without a box, but the .* boxes', 'cut to a box, but the .* whole images'
 

@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from fgir.backbones.nets import Pooled, RetrievalNet, _origin, create_backbone, load_model, save_model
+from fgir.backbones.nets import Pooled, RetrievalNet
+from fgir.backbones.registry import _origin, create_backbone
+from fgir.backbones.saving import load_model, save_model
 from fgir.data.fish import synth_dataset
 from fgir.data.table import image_path
 from fgir.evaluation.comparison import (
@@ -35,10 +37,11 @@ from fgir.evaluation.comparison import (
     table_html,
     training_charts,
 )
+from fgir.features.extraction import ColorHistogram, extract, photographs_of
 from fgir.features.metrics import confidence, first_hit_rank, recall_at_k, score_queries
-from fgir.features.store import ColorHistogram, Features, extract, photographs_of
+from fgir.features.store import Features
 from fgir.gallery.rerank import Views, fit_pca
-from fgir.training.recipes import describe_test, learner_from_recipe
+from fgir.training.runs import describe_test, learner_from_recipe
 
 VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}
 NASTY = '<script>alert("1")</script> & $x_1$ ’'

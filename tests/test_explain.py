@@ -5,7 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from fgir.backbones.nets import RetrievalNet, create_backbone
+from fgir.backbones.nets import RetrievalNet
+from fgir.backbones.registry import create_backbone
 from fgir.papers.cfga import CFGA, Call, Describe
 from fgir.papers.explain import _grid, evidence
 

@@ -20,20 +20,14 @@ from torch import nn
 
 from fgir.data.batches import retrieval_dls, table_dl
 from fgir.data.fish import synth_dataset
-from fgir.data.table import BadImage, read_folder
+from fgir.data.images import BadImage
+from fgir.data.readers import read_folder
 from fgir.features import store as features
 from fgir.features.exact import neighbours
+from fgir.features.extraction import ColorHistogram, by_size, evaluating, extract
 from fgir.features.metrics import recall_at_k
-from fgir.features.store import (
-    ColorHistogram,
-    Features,
-    by_size,
-    evaluate_recall,
-    evaluating,
-    extract,
-    save_retrieval_pictures,
-    show_neighbours,
-)
+from fgir.features.retrieval import evaluate_recall, save_retrieval_pictures, show_neighbours
+from fgir.features.store import Features
 
 @pytest.fixture(scope="module")
 def fish(tmp_path_factory):

@@ -16,7 +16,9 @@ import torch
 from processes import begin
 from safetensors.numpy import load_file
 
-from fgir.backbones.nets import Pooled, RetrievalNet, create_backbone, load_model, read_record, read_tensors, save_model
+from fgir.backbones.nets import Pooled, RetrievalNet
+from fgir.backbones.registry import create_backbone
+from fgir.backbones.saving import load_model, read_record, read_tensors, save_model
 from fgir.data import files
 from fgir.data.files import OpenFile, alone_with, check, in_use, lay_out, lock_of, write_atomic, write_folder_atomic
 from fgir.features.store import Features
@@ -357,7 +359,7 @@ def use(kind, path, verify=False):
 
 
 def check_part(path):
-    from fgir.features.store import _Store
+    from fgir.features.extraction import _Store
 
     store = _Store(gallery().table, {}, 'float32', path.parent/'out')
     store.part, store.marks = path, path.with_suffix('.done')

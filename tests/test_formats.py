@@ -21,31 +21,19 @@ from PIL import Image
 from scipy.io import savemat
 
 import fgir.papers.formats as formats
-from fgir.data.table import (
-    BadImage,
-    check_images,
-    drop_bad,
-    image_path,
-    load_image,
-    make_table,
-    read_cub,
-    read_inshop,
-    read_sop,
-)
+from fgir.data.csv import read_table, write_table
+from fgir.data.download import SOURCES, download, extract_archive, read_cars_devkit
+from fgir.data.images import BadImage, check_images, drop_bad, load_image
+from fgir.data.readers import read_cub, read_inshop, read_sop
+from fgir.data.table import image_path, make_table
 from fgir.papers.formats import (
     CFGA_FILES,
-    SOURCES,
-    download,
-    extract_archive,
     prepare,
-    read_cars_devkit,
     read_cfga_json,
     read_cgd_dicts,
-    read_table,
     write_cfga_json,
     write_cgd_dicts,
     write_crops,
-    write_table,
 )
 
 def tree(folder: Path) -> dict[str, bytes]:

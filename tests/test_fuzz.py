@@ -12,7 +12,8 @@ import pytest
 import torch
 from scipy.io import loadmat, savemat
 
-from fgir.papers.formats import READERS, prepare, read_cfga_json, read_cgd_dicts, read_table
+from fgir.data.csv import read_table
+from fgir.papers.formats import READERS, prepare, read_cfga_json, read_cgd_dicts
 
 VALUES = ['', '-1', '0', 'nan', 'inf', '1e400', '9'*23, 'null', 'x y', '../../etc/passwd', '/etc/passwd', 'a\0b', '\u202e',
           'é'*300, '"', '[1]', '{}', 'true', '\t', '\r', ',,', '1.5', 'id_0', '٣']

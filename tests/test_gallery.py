@@ -26,7 +26,7 @@ def gallery(fish, tmp_path):
     """A gallery of the training half, of the pooled maps of a small network with its weights in a file."""
     import torch
 
-    from fgir.backbones.nets import create_backbone
+    from fgir.backbones.registry import create_backbone
 
     torch.manual_seed(0)
     torch.save(create_backbone('test_resnet', pretrained=False).state_dict(), tmp_path/'net.pth')

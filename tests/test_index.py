@@ -15,22 +15,14 @@ from torch import nn
 
 import fgir.gallery.index
 from fgir.data.fish import synth_dataset
-from fgir.data.table import BadImage, image_path, make_table
+from fgir.data.images import BadImage
+from fgir.data.table import image_path, make_table
 from fgir.features.exact import neighbours
-from fgir.features.store import ColorHistogram, Features, extract
-from fgir.gallery.index import (
-    KINDS,
-    RANGES,
-    FaissStore,
-    Index,
-    complete_settings,
-    features_of,
-    milvus_client,
-    new_milvus_store,
-    photo_table,
-    show_search,
-    unit_rows,
-)
+from fgir.features.extraction import ColorHistogram, extract
+from fgir.features.store import Features
+from fgir.gallery.faiss import KINDS, RANGES, FaissStore, complete_settings, unit_rows
+from fgir.gallery.index import Index, features_of, photo_table, show_search
+from fgir.gallery.milvus import milvus_client, new_milvus_store
 from fgir.papers.programs import read_features
 
 class Net(nn.Module):

@@ -21,30 +21,30 @@ from processes import Fresh
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from fgir.backbones.nets import RetrievalNet, create_backbone, load_model, read_record
+from fgir.backbones.nets import RetrievalNet
+from fgir.backbones.registry import create_backbone
+from fgir.backbones.saving import load_model, read_record
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
-from fgir.data.table import hold_out_classes, image_path, read_cub
+from fgir.data.readers import read_cub
+from fgir.data.table import hold_out_classes, image_path
 from fgir.features.exact import neighbours
 from fgir.features.metrics import recall_at_k
 from fgir.losses.pairs import BatchHardTripletLoss
 from fgir.papers.cgd import cgd_learner
 from fgir.training import learner
-from fgir.training.learner import (
+from fgir.training.callbacks import (
     ClipValue,
     FreezeBN,
     KeepState,
     SaveBest,
     WarmUp,
     held_out,
-    pack,
     pick_epoch,
-    retrieval_learner,
-    split_groups,
     table_recall,
     too_few,
-    unpack,
 )
+from fgir.training.learner import pack, retrieval_learner, split_groups, unpack
 
 class Proxies(nn.Module):
     "A minimal loss with parameters."

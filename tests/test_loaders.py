@@ -15,21 +15,12 @@ from torch import distributed
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from fgir.data.batches import (
-    TRANSFORMS,
-    ImageCache,
-    RetrievalDL,
-    TableImages,
-    get_transforms,
-    group_rows,
-    pk_rows,
-    resize_cache,
-    retrieval_dls,
-    seeded,
-    table_dl,
-)
+from fgir.data.batches import RetrievalDL, TableImages, group_rows, pk_rows, retrieval_dls, seeded, table_dl
+from fgir.data.cache import ImageCache, resize_cache
 from fgir.data.fish import synth_dataset
-from fgir.data.table import BadImage, image_path, load_row
+from fgir.data.images import BadImage, load_row
+from fgir.data.table import image_path
+from fgir.data.transforms import TRANSFORMS, get_transforms
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=15)
 

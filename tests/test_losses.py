@@ -10,20 +10,15 @@ from fastai.torch_core import TensorBase, TensorCategory
 from hypothesis import given, settings, strategies as st
 from pytorch_metric_learning import losses as pml, miners
 
-from fgir.losses.pairs import (
-    ArcFaceLoss,
-    BatchHardTripletLoss,
-    CosFaceLoss,
-    DGPCRLoss,
-    LabelSmoothingCE,
+from fgir.losses.classes import ArcFaceLoss, CosFaceLoss, DGPCRLoss, LabelSmoothingCE
+from fgir.losses.pairs import BatchHardTripletLoss, MultiSimilarityLoss, hardest_pairs
+from fgir.losses.proxies import (
     MovingProxyLoss,
-    MultiSimilarityLoss,
     NormSoftmaxLoss,
     PositiveProxyLoss,
     ProxyAnchorLoss,
     ProxyLoss,
     ProxyNCALoss,
-    hardest_pairs,
     init_proxies,
 )
 

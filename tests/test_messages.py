@@ -9,7 +9,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fgir.app import cli
-from fgir.backbones.nets import RetrievalNet, create_backbone, save_model
+from fgir.backbones.nets import RetrievalNet
+from fgir.backbones.registry import create_backbone
+from fgir.backbones.saving import save_model
 from fgir.data.fish import synth_dataset
 from fgir.features.store import Features
 from fgir.gallery.index import Index

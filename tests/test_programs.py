@@ -14,9 +14,12 @@ from torch.nn import functional as F
 from torchvision.models import get_model
 
 from fgir.app.cli import detect_layout, main, read_data
-from fgir.backbones.nets import BNInception, create_backbone, load_model, save_model
+from fgir.backbones.classic import BNInception
+from fgir.backbones.registry import create_backbone
+from fgir.backbones.saving import load_model, save_model
 from fgir.data.table import make_table
-from fgir.features.store import Features, evaluate_recall, save_retrieval_pictures
+from fgir.features.retrieval import evaluate_recall, save_retrieval_pictures
+from fgir.features.store import Features
 from fgir.papers.cfga import CFGA, SEED_MODELS
 from fgir.papers.fgic import classify_image
 from fgir.papers.formats import READERS, prepare, write_cfga_json

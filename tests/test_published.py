@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fgir.data.table import shared_dir
+from fgir.data.files import shared_dir
 from fgir.evaluation.comparison import evaluate, report
 from fgir.evaluation.published import KIND, known_numbers, published
 from fgir.features.store import Features

@@ -16,31 +16,19 @@ from timm.optim import AdamP
 from torch import nn
 
 from fgir import recipes as book
-from fgir.backbones.nets import RetrievalNet, create_backbone, read_record
+from fgir.backbones.nets import RetrievalNet
+from fgir.backbones.registry import create_backbone
+from fgir.backbones.saving import read_record
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
 from fgir.data.table import hold_out_classes
 from fgir.losses import pairs as losses
 from fgir.losses.pairs import BatchHardTripletLoss
 from fgir.papers.cgd import CGDLoss, CGDNet
-from fgir.training.learner import ClipValue, FreezeBN, WarmUp, pick_epoch, retrieval_learner
-from fgir.training.recipes import (
-    CHECKS,
-    DEFAULTS,
-    GROUPS,
-    QUIRKS,
-    RECIPES,
-    build,
-    choose_valid,
-    get_recipe,
-    hold_out_images,
-    learner_from_recipe,
-    per_group,
-    read_recipe,
-    recipes,
-    run_seeds,
-    schedule_factor,
-)
+from fgir.training.callbacks import ClipValue, FreezeBN, WarmUp, pick_epoch
+from fgir.training.learner import retrieval_learner
+from fgir.training.recipes import CHECKS, DEFAULTS, GROUPS, QUIRKS, RECIPES, build, get_recipe, recipes, schedule_factor
+from fgir.training.runs import choose_valid, hold_out_images, learner_from_recipe, per_group, read_recipe, run_seeds
 
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8)
 QUIET = dict(num_workers=0, progress=False)
@@ -391,7 +379,7 @@ def test_a_checkpoint_rebuilds_its_learner(table, tmp_path):
     assert fit(again, resume=True).history == learn.history
     for a, b in zip(learn.model.state_dict().values(), again.model.state_dict().values(), strict=True): assert torch.equal(a, b)
     with pytest.raises(ValueError, match='not trained by a recipe'):
-        from fgir.backbones.nets import save_model
+        from fgir.backbones.saving import save_model
         read_recipe(save_model(learn.model, tmp_path/'plain'))
 
 

@@ -7,8 +7,9 @@ from torch import nn
 
 from fgir.data.fish import synth_dataset
 from fgir.features.exact import neighbours
+from fgir.features.extraction import extract
 from fgir.features.metrics import score_lists, score_queries
-from fgir.features.store import Features, extract
+from fgir.features.store import Features
 from fgir.gallery.rerank import (
     RERANK,
     Views,

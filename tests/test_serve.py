@@ -33,10 +33,11 @@ from fgir.app.page import (
     served_folders,
     thumbnail,
 )
-from fgir.backbones.nets import Pooled, create_backbone
+from fgir.backbones.nets import Pooled
+from fgir.backbones.registry import create_backbone
 from fgir.data.fish import synth_dataset
 from fgir.data.table import image_path
-from fgir.features.store import ColorHistogram, extract
+from fgir.features.extraction import ColorHistogram, extract
 from fgir.gallery.index import Index
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)

@@ -11,11 +11,14 @@ from torch import distributed
 
 import fgir.features.shards
 from fgir.app import cli
-from fgir.backbones.nets import Pooled, create_backbone
+from fgir.backbones.nets import Pooled
+from fgir.backbones.registry import create_backbone
 from fgir.data.fish import synth_dataset
-from fgir.data.table import BadImage, load_row, read_cub, read_folder
+from fgir.data.images import BadImage, load_row
+from fgir.data.readers import read_cub, read_folder
+from fgir.features.extraction import extract
 from fgir.features.shards import extract_all, extract_shard
-from fgir.features.store import Features, extract
+from fgir.features.store import Features
 
 HOW = dict(size=48, bs=4, num_workers=0, progress=False)
 pytestmark = pytest.mark.usefixtures('one_thread')

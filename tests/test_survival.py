@@ -19,11 +19,14 @@ from processes import FRESH, free_port, two_of_a_group
 from torch import distributed
 
 from fgir.backbones import nets as backbones
-from fgir.backbones.nets import create_backbone, read_record, read_tensors
+from fgir.backbones.registry import create_backbone
+from fgir.backbones.saving import read_record, read_tensors
 from fgir.data import batches as loaders
 from fgir.data.fish import synth_dataset
-from fgir.data.table import BadImage, hold_out_classes, read_cub
-from fgir.training.recipes import learner_from_recipe
+from fgir.data.images import BadImage
+from fgir.data.readers import read_cub
+from fgir.data.table import hold_out_classes
+from fgir.training.runs import learner_from_recipe
 
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8, epochs=4, valid=.5, lr=1e-3, warm_up=0,
              drop_last=True)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from fgir.data import fish as synth
 from fgir.data.fish import draw_fish, synth_classes, synth_dataset
-from fgir.data.table import load_row, read_cub
+from fgir.data.images import load_row
+from fgir.data.readers import read_cub
 
 SMALL = dict(n_classes=4, n_per_class=3, size=32, progress=False)
 

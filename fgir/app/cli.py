@@ -262,7 +262,8 @@ def detect_layout(root: Path) -> str:
 # %% ../../nbs/90_app.cli.ipynb #ba1aacfa
 def find_reader(root: Path, data: str) -> Callable:
     "The reader named `data`, or for 'auto' that of the layout of `root`."
-    from fgir.papers.formats import READERS, read_cfga_json, read_cgd_dicts, read_table
+    from fgir.data.csv import read_table
+    from fgir.papers.formats import READERS, read_cfga_json, read_cgd_dicts
 
     readers = {**READERS, 'table': read_table, 'cfga': read_cfga_json, 'cgd': read_cgd_dicts}
     name = detect_layout(root) if data == 'auto' else data
@@ -292,7 +293,7 @@ def read_data(
     **choices,  # see `given_choices`
 ) -> 'pd.DataFrame':  # the table
     "Read the table of `root`, and say what is in it."
-    from fgir.data.table import check_images, drop_bad
+    from fgir.data.images import check_images, drop_bad
 
     reader = find_reader(root, data)
     table = reader(root, **given_choices(reader, **choices))
@@ -329,7 +330,7 @@ def check_descriptor_options(
 
 def record_of(model: Path | None) -> dict:
     "The record of a model of fgir; {} for anything else."
-    from fgir.backbones.nets import read_record
+    from fgir.backbones.saving import read_record
 
     return read_record(model) if model and model.suffix == '.safetensors' else {}
 
@@ -339,7 +340,8 @@ def load_network(
     weights: str | None = None,  # … its weights, see `create_backbone`
 ) -> tuple['nn.Module', str, dict]:  # the network, a key of `SEED_MODELS`, and how its record says that images are cut
     "Load what describes: a trained model, or a backbone."
-    from fgir.backbones.nets import create_backbone, load_model
+    from fgir.backbones.registry import create_backbone
+    from fgir.backbones.saving import load_model
     from fgir.papers.cfga import SEED_MODELS
     from fgir.papers.programs import load_seed_model
 
@@ -361,7 +363,7 @@ def load_descriptor(
     "Load a trained model or a backbone and make a descriptor of it."
     check_descriptor_options(model, backbone, weights, pool, arrays)
     from fgir.backbones.nets import Pooled
-    from fgir.features.store import as_descriptor
+    from fgir.features.extraction import as_descriptor
     from fgir.papers.cfga import SEED_MODELS, seed_descriptor
 
     device, (net, kind, record) = pick_device(device), load_network(model, backbone, weights)
@@ -394,7 +396,7 @@ def origin(
     weights: str | None = None,  # of a backbone; default its published weights
 ) -> dict:  # {} where nobody wrote it down
     "How what describes was trained and picked, for the record of features."
-    from fgir.training.recipes import how_trained
+    from fgir.training.runs import how_trained
 
     if model: return how_trained(record_of(model))
     return {} if weights else dict(selection='none: published weights as they are')
@@ -464,9 +466,9 @@ def demo_run(
     seed: int = 0,
 ) -> tuple:  # Features by name, and the learner
     "Describe the test images by colors, by the untrained network and, after training it, by the trained one."
-    from fgir.features.store import ColorHistogram, extract
-    from fgir.training.learner import SaveBest
-    from fgir.training.recipes import how_trained
+    from fgir.features.extraction import ColorHistogram, extract
+    from fgir.training.callbacks import SaveBest
+    from fgir.training.runs import how_trained
 
     learn, test = demo_learner(table, out, seed), pick_rows(table, 'test')
 
@@ -509,7 +511,7 @@ def save_demo(
     from fgir.data.files import write_atomic
     from fgir.evaluation.comparison import report
     from fgir.features.exact import neighbours
-    from fgir.features.store import show_neighbours
+    from fgir.features.retrieval import show_neighbours
 
     features = described['trained network']
     features.save(files['features'], force=True)
@@ -666,7 +668,7 @@ def check_rows(table: 'pd.DataFrame', recipe: dict):
 
 def check_test_rows(table: 'pd.DataFrame'):
     "Raise ValueError unless there are test images to search among each other, or queries and a gallery."
-    from fgir.features.store import sides
+    from fgir.features.retrieval import sides
 
     n = table['split'].isin(['test', 'query', 'gallery']).sum()
     if n < 2: raise ValueError(f"{table.attrs['root']}: {n} test images, too few to score a trained model on")
@@ -748,7 +750,7 @@ def score(learn, table: 'pd.DataFrame'):
     "Print what a trained model is worth on the test images, and where its files are."
     from fgir.evaluation.comparison import evaluate as evaluate_features
     from fgir.papers.fgic import finish_fgic, is_classifier
-    from fgir.training.recipes import save_results
+    from fgir.training.runs import save_results
 
     ks = learn.recipe['ks']
     if is_classifier(learn.model): print_accuracy(finish_fgic(learn, table, ks, progress=watched()))
@@ -790,7 +792,8 @@ def make_learner(name: str, table: 'pd.DataFrame', undo, data_name: str | None, 
     "The Learner of a recipe, which names its files as the program of the recipe does."
     from fgir.papers.cgd import cgd_prefix
     from fgir.papers.fgic import TrainLog, name_classes
-    from fgir.training.recipes import get_recipe, learner_from_recipe
+    from fgir.training.recipes import get_recipe
+    from fgir.training.runs import learner_from_recipe
 
     r, data = get_recipe(name, undo, **changes), data_name or table.attrs['dataset']
     if name == 'fgic' and 'lr' not in changes: changes = {**changes, 'lr': .1*r['batch_size']/256}
@@ -1060,7 +1063,7 @@ def show_answer(index: 'Index', image: Path, found: 'pd.DataFrame', box, as_json
 def save_pictures(features: 'Features', row: int | None, image: Path, out: Path, k: int, array: str, metric: str,
                   force: bool):
     "Write the answer for a photograph of the set as the programs of seeds 002 and 003 do; ValueError for another."
-    from fgir.features.store import save_retrieval_pictures
+    from fgir.features.retrieval import save_retrieval_pictures
 
     if row is None: raise ValueError(f'--pictures: {image} is none of the described images')
     folder = Path(features.table['path'].iat[row]).name.partition('.')[0]

@@ -86,7 +86,7 @@ def _is_elsewhere(key: str, name: str) -> bool:
 
 def remembered(source: dict, gallery: str = '') -> dict:
     "A source that a gallery names; ValueError for one that is none, or has an address."
-    from fgir.backbones.nets import WEIGHT_FILES
+    from fgir.backbones.registry import WEIGHT_FILES
 
     words = [source.get(k) for k in SOURCE] if isinstance(source, dict) else [0]
     if not all(word is None or isinstance(word, str) for word in words):
@@ -169,7 +169,7 @@ def described(
 def part_of(gallery: str, descriptor, table, cut: dict) -> Path:
     "Where descriptions are kept until they are in a gallery."
     from fgir.data.table import image_path
-    from fgir.features.store import _record, work_of
+    from fgir.features.extraction import _record, work_of
 
     files = (image_path(table, i) for i in range(len(table)))
     newest = max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
@@ -188,7 +188,8 @@ def say_other_work(own: Path) -> None:
 @contextmanager
 def keep_described(descriptor, table, gallery: str, cut: dict, **how) -> Iterator['Features']:
     "Describe images into a file beside a gallery, or open what an interrupted command left there; gone after the block."
-    from fgir.features.store import Features, extract
+    from fgir.features.extraction import extract
+    from fgir.features.store import Features
 
     kept = part_of(gallery, descriptor, table, cut)
     with alone_with(kept):
@@ -234,7 +235,7 @@ def build(
     device: cli.Device = None, skip_bad: cli.SkipBad = False, force: cli.Force = False,
 ):
     "Describe images and make a gallery of them."
-    from fgir.gallery.index import check_engine
+    from fgir.gallery.faiss import check_engine
 
     chosen = parse_engine(engine)
     check_engine(kind, chosen, gallery if in_database(gallery) else None)

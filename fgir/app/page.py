@@ -74,7 +74,8 @@ def card(words: str) -> Image.Image:
 # %% ../../nbs/95_app.page.ipynb #4989399b
 def shown_image(found: 'pd.DataFrame', i: int, folders: Sequence[Path], crop: bool = False) -> Image.Image:
     "Row `i` of what was found, cut to its box with `crop`; ValueError without a path if it cannot be shown."
-    from fgir.data.table import BOX, image_path, load_image
+    from fgir.data.images import load_image
+    from fgir.data.table import BOX, image_path
 
     file = served_file(image_path(found, i), folders)
     try: return load_image(file, found[BOX].iloc[i].tolist() if crop else None)
@@ -92,7 +93,8 @@ PIXELS = 2**26  # of a photograph, at most
 
 def _count_pixels(path: str | Path) -> int:
     "How many pixels an uploaded photograph says it has; ValueError in words for whoever sent it if it is none."
-    from fgir.data.table import FORMATS, BadImage, open_image
+    from fgir.data.images import BadImage, open_image
+    from fgir.data.readers import FORMATS
 
     try:
         with open_image(path) as image: return image.width*image.height
@@ -103,7 +105,7 @@ def _count_pixels(path: str | Path) -> int:
 
 def read_photo(path: str | Path) -> Image.Image:
     "A photograph that somebody sent, as upright RGB; ValueError in words for them for anything else."
-    from fgir.data.table import BadImage, load_image
+    from fgir.data.images import BadImage, load_image
 
     if _count_pixels(path) > PIXELS:
         raise ValueError(f'This image is too large: expected at most {PIXELS//10**6} million pixels.')
@@ -129,7 +131,7 @@ def answer(
     k: int = 12,
 ) -> tuple['pd.DataFrame', list[tuple[Image.Image, str]]]:
     "What is nearest to a photograph, best first: the table, and its pictures with captions."
-    from fgir.features.store import extract
+    from fgir.features.extraction import extract
     from fgir.gallery.index import photo_table
 
     read_photo(photo)

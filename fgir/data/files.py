@@ -6,7 +6,8 @@ Docs: https://fgir.github.io/fgir/data.files.html.md"""
 
 # %% auto #0
 __all__ = ['SLOTS', 'HEADER_LIMIT', 'DTYPES', 'SIZES', 'claim', 'release', 'holder', 'say', 'lock_of', 'alone_with', 'in_use',
-           'sweep', 'write_atomic', 'write_folder_atomic', 'check', 'parse_json', 'naming', 'OpenFile', 'lay_out']
+           'sweep', 'write_atomic', 'write_folder_atomic', 'check', 'parse_json', 'naming', 'OpenFile', 'lay_out',
+           'shared_dir', 'load_pth']
 
 # %% ../../nbs/10_data.files.ipynb #3ae48171
 import json
@@ -394,3 +395,25 @@ def _take_room(f, size: int) -> None:
         f.truncate(size)
         if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, size)
     except OSError as e: raise OSError(e.errno, e.strerror, str(f.name)) from None
+
+# %% ../../nbs/10_data.files.ipynb #6339be14
+def shared_dir() -> Path | None:
+    "Return the folder of real data: `$FGIR_SHARED`, else `../shared` from the project's root; None if absent."
+    folder = os.environ.get('FGIR_SHARED')
+    if folder is None:
+        roots = (d for d in [Path.cwd(), *Path.cwd().parents] if (d/'pyproject.toml').is_file())
+        root = next((d for d in roots if re.search(r'^name = "fgir"', (d/'pyproject.toml').read_text(), re.M)), None)
+        folder = root and root.parent/'shared'
+    return Path(folder).absolute() if folder and Path(folder).is_dir() else None
+
+# %% ../../nbs/10_data.files.ipynb #326a543e
+def load_pth(path: str | Path) -> object:
+    "Load a .pth file of tensors and plain values; ValueError for any other, of which nothing is run."
+    path = Path(path)
+    if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
+    try: return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e:
+        code = re.search(r'GLOBAL ([\w.]+)', str(e))
+        why = 'cut off, or of another format'
+        if code: why = f'it holds {code[1]}, which is code and is not run'
+        raise ValueError(f'{path}: not a whole .pth file of tensors and plain values ({why})') from e

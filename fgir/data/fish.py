@@ -21,7 +21,7 @@ from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageDraw
 
 from .files import write_folder_atomic
-from .table import read_cub
+from .readers import read_cub
 
 # %% ../../nbs/17_data.fish.ipynb #db7fa5bd
 SYNTH_TRAITS: dict[str, dict] = {

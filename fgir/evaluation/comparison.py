@@ -37,10 +37,12 @@ from PIL import Image
 
 from .. import __version__
 from ..data.files import write_atomic
-from ..data.table import load_row
+from ..data.images import load_row
 from ..features.exact import neighbours
+from ..features.extraction import _record, extract
 from ..features.metrics import TOO_FEW, confidence, first_hit_rank, measure, score_queries
-from ..features.store import Features, _record, evaluate_recall, extract, query_and_gallery, sides
+from ..features.retrieval import evaluate_recall, query_and_gallery, sides
+from ..features.store import Features
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #a7301484
 TIES = 'by gallery row'

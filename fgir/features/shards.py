@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data.batches import TRANSFORMS, TableImages, get_transforms, own_share
+from ..data.batches import TableImages, own_share
 from ..data.files import alone_with, in_use, say
-from fgir.features.store import (
-    Features,
+from ..data.transforms import TRANSFORMS, get_transforms
+from fgir.features.extraction import (
     NoneReadable,
     _device,
     _precision,
@@ -35,6 +35,7 @@ from fgir.features.store import (
     work_of,
     write_rows,
 )
+from .store import Features
 
 # %% ../../nbs/44_features.shards.ipynb #bc913cb2
 def shard_rows(

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..features.exact import neighbours
+from ..features.extraction import as_descriptor
 from ..features.metrics import measure, score_lists
-from ..features.store import Features, as_descriptor, query_and_gallery
+from ..features.retrieval import query_and_gallery
+from ..features.store import Features
 
 # %% ../../nbs/83_gallery.rerank.ipynb #e36261ca
 def _unit(x: np.ndarray) -> np.ndarray: return F.normalize(torch.as_tensor(np.ascontiguousarray(x)).double()).numpy()

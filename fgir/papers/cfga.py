@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..backbones.nets import as_backbone
-from ..features.store import as_descriptor, evaluating
+from ..backbones.registry import as_backbone
+from ..features.extraction import as_descriptor, evaluating
 
 # %% ../../nbs/61_papers.cfga.ipynb #23f9cb4e
 def _beside(label: Tensor, none: int) -> Tensor:

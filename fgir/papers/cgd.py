@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones.nets import create_pool
-from ..losses.pairs import BatchHardTripletLoss, LabelSmoothingCE
+from ..losses.classes import LabelSmoothingCE
+from ..losses.pairs import BatchHardTripletLoss
 from ..training.learner import RetrievalLearner
-from ..training.recipes import learner_from_recipe
+from ..training.runs import learner_from_recipe
 
 # %% ../../nbs/60_papers.cgd.ipynb #c5490186
 GD_CONFIGS = ('S', 'M', 'G', 'SM', 'MS', 'SG', 'GS', 'MG', 'GM', 'SMG', 'MSG', 'GSM')

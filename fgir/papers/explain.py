@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.batches import get_transforms
-from ..data.table import load_image
-from ..features.store import _device, _normalization, as_descriptor, evaluating, say_crop, trained_crop
+from ..data.images import load_image
+from ..data.transforms import get_transforms
+from ..features.extraction import _device, _normalization, as_descriptor, evaluating, say_crop, trained_crop
 from .cfga import Call, Describe, _forward, _matrices, aggregate, describe_call
 
 # %% ../../nbs/62_papers.explain.ipynb #9dd80029

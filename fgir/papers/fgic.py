@@ -24,13 +24,15 @@ from fastai.torch_core import rank_distrib
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..backbones.nets import RetrievalNet, create_pool, load_model
-from ..data.batches import get_transforms
+from ..backbones.nets import RetrievalNet, create_pool
+from ..backbones.saving import load_model
 from ..data.files import write_atomic
-from ..data.table import load_image, load_row
-from ..features.store import evaluating, extract, say_crop, trained_crop
+from ..data.images import load_image, load_row
+from ..data.transforms import get_transforms
+from ..features.extraction import evaluating, extract, say_crop, trained_crop
 from ..training.learner import RetrievalLearner
-from ..training.recipes import learner_from_recipe, schedule_factor
+from ..training.recipes import schedule_factor
+from ..training.runs import learner_from_recipe
 
 # %% ../../nbs/64_papers.fgic.ipynb #6629062a
 def check_classes(table: pd.DataFrame):

@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..backbones.nets import RetrievalNet, create_backbone, load_weights, read_weights
+from ..backbones.nets import RetrievalNet
+from ..backbones.registry import create_backbone, load_weights, read_weights
 from ..data.files import write_atomic
 from ..data.table import make_table
 from ..features.store import Features

@@ -1,4 +1,4 @@
-"""Every training procedure of the seeds as data: list them, change what you like, train, resume, repeat with other seeds
+"""Every training procedure of the papers as data
 
 Docs: https://fgir.github.io/fgir/training.recipes.html.md"""
 
@@ -6,17 +6,14 @@ Docs: https://fgir.github.io/fgir/training.recipes.html.md"""
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'QUIRKS', 'RECIPES', 'OPTIMIZERS', 'SCHEDULES', 'GROUPS', 'CHECKS', 'recipes', 'schedule_factor', 'build',
-           'get_recipe', 'hold_out_images', 'choose_valid', 'per_group', 'train_accuracy_of', 'learner_from_recipe',
-           'read_recipe', 'how_trained', 'describe_test', 'save_results', 'run_seeds']
+           'get_recipe']
 
 # %% ../../nbs/53_training.recipes.ipynb #8b11198d
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import partial
-from glob import escape
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -24,35 +21,13 @@ from types import NoneType, UnionType
 
 import pandas as pd
 import torch
-from fastai.callback.fp16 import AMPMode
-from fastai.callback.schedule import ParamScheduler, combined_cos
-from fastai.callback.training import GradientClip
-from fastai.optimizer import OptimWrapper
-from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
-from fastcore.basics import patch
-from fastcore.foundation import L
+from fastai.callback.schedule import combined_cos
 from timm.optim import AdamP
 from torch import nn
 
-from ..backbones.nets import BACKBONES, PROGRAM_NAMES, create_backbone, read_record
-from ..data.batches import SAMPLERS, get_transforms, retrieval_dls
-from ..data.table import hold_out_classes
-from ..features.store import Features, evaluate_recall, extract, save_retrieval_pictures
-from fgir.training.learner import (
-    AnyDevicePrecision,
-    ClipValue,
-    FreezeBN,
-    KeepState,
-    RetrievalLearner,
-    SaveBest,
-    Statistics,
-    StopAfter,
-    WarmUp,
-    held_out,
-    join_processes,
-    retrieval_learner,
-    too_few,
-)
+from ..backbones.registry import BACKBONES, PROGRAM_NAMES
+from ..data.batches import SAMPLERS
+from ..data.transforms import get_transforms
 
 # %% ../../nbs/53_training.recipes.ipynb #8032229a
 DEFAULTS = dict(
@@ -527,310 +502,3 @@ def _check_recipe(r: dict):
     schedule_factor(r['schedule'], 1)
     _try_optimizer(r['optimizer'])
     _try_build(r)
-
-# %% ../../nbs/53_training.recipes.ipynb #d1a31935
-def hold_out_images(
-    table: pd.DataFrame,
-    fraction: float,  # of each class's training images
-    seed: int = 0,    # which images
-    least: int = 1,   # of a class to hold out, and to leave; a class with too few for both is left alone
-) -> pd.DataFrame:
-    "Return a copy in which some of each class's training images have the split 'valid'."
-    table = table.reset_index(drop=True)
-    train = table[table['split'] == 'train'].sample(frac=1, random_state=seed)
-    place, size = train.groupby('label').cumcount(), train.groupby('label')['label'].transform('size')
-    n = (size*fraction).round().clip(lower=least, upper=size - least)
-    table.loc[train.index[(place < n) & (size >= 2*least)], 'split'] = 'valid'
-    return table
-
-# %% ../../nbs/53_training.recipes.ipynb #b004f646
-def _hold_out(table: pd.DataFrame, fraction: float, seed: int, what: str) -> tuple[pd.DataFrame, str]:
-    "Hold out classes or else images, if they are enough to choose an epoch by; the table, and the split to look at."
-    ways = dict(images=hold_out_images)
-    if what == 'classes': ways = dict(classes=hold_out_classes, images=partial(hold_out_images, least=2))
-    for way, hold in ways.items():
-        held = hold(table, fraction, seed)
-        images, classes = held_out(*(held[held['split'] == split] for split in ('valid', 'train')))
-        if too_few(images, classes): continue
-        if way != what:
-            print(f'{fraction} of the training classes are too few to pick the epoch by: {images} images of all are held out.')
-        return held, 'valid'
-    if not table['split'].isin(['test', 'query']).any(): return held, 'valid'
-    print(f'{fraction} of the training images are too few to pick the epoch by: all train, and the last epoch is kept.')
-    return table, 'test'
-
-# %% ../../nbs/53_training.recipes.ipynb #b1bdcf3f
-def choose_valid(
-    table: pd.DataFrame,
-    valid: float | str,         # fraction to hold out, 'test' or 'last'
-    seed: int,
-    hold_out: str = 'classes',  # or 'images'
-) -> tuple[pd.DataFrame, str]:
-    "The table, part of it held out where it has no 'valid' rows, and the split that validation looks at."
-    if valid == 'last': return table, 'test'
-    if valid == 'test':
-        print('Picking the epoch on the test images, as this seed does: the best number is optimistic.')
-        return table, 'test'
-    if not isinstance(valid, float) or not 0 < valid < 1:
-        raise ValueError(f"valid: expected 'last', 'test' or a fraction between 0 and 1, found {valid!r}")
-    own, train = (table[table['split'] == split] for split in ('valid', 'train'))
-    if not len(own): return _hold_out(table, valid, seed, hold_out)
-    few = too_few(*held_out(own, train))
-    print(f"The table's own {len(own)} rows of split 'valid' " + (
-        'are too few to choose by: the last epoch is kept.' if few else
-        f'pick the epoch, not a fraction {valid} of the {hold_out}.'))
-    return table, 'valid'
-
-# %% ../../nbs/53_training.recipes.ipynb #7ac0a47f
-def per_group(
-    value: float | Mapping,  # one number, or one each by the names backbone, head and loss
-    learn: RetrievalLearner,
-):                           # one number, or one a parameter group that has parameters
-    "Spread a rate or a decay over the parameter groups of `learn`."
-    if not isinstance(value, Mapping): return value
-    net = learn.model.groups() if hasattr(learn.model, 'groups') else [learn.model.parameters()]
-    groups = dict(zip(GROUPS[:len(net)], map(list, net), strict=True))
-    groups['loss'] = list(learn.loss_func.parameters())
-    for name in value: _known(name, GROUPS, 'parameter group')
-    missing = [name for name, parameters in groups.items() if parameters and name not in value]
-    if missing: raise ValueError(f'no number for the parameter group {missing[0]!r}')
-    return [value[name] for name, parameters in groups.items() if parameters]
-
-# %% ../../nbs/53_training.recipes.ipynb #87a3c9a7
-def _recipe_dls(r: dict, table: pd.DataFrame, split: str, body: nn.Module, **kwargs):
-    "The loaders of a recipe."
-    bs, n = r['batch_size'], max(1, num_distrib())
-    if bs % n: raise ValueError(f'batch_size: {bs} images cannot be shared by {n} processes')
-    if n > 1 and not (r['drop_last'] or rank_distrib()): print('With several processes a last step that is not full is left out.')
-    kwargs.setdefault('drop_last', r['drop_last'])
-    return retrieval_dls(table, size=r['size'], bs=bs//n, per_class=r['per_class'], sampler=r['sampler'], tfms=r['tfms'],
-                         crop=r['crop'], valid=split, mean=body.mean, std=body.std, seed=r['seed'], **kwargs)
-
-
-def _recipe_backbone(r: dict) -> nn.Module:
-    strides = r['strides'] and _has_strides(r['backbone'])
-    weights = str(r['weights']) if r['weights'] else None
-    return create_backbone(r['backbone'], pretrained=r['pretrained'], weights=weights,
-                           last_strides=tuple(r['strides']) if strides else None)
-
-# %% ../../nbs/53_training.recipes.ipynb #88c31b8d
-def _fingerprint(table: pd.DataFrame) -> str:
-    "What tells the images, classes and splits of a table from those of another."
-    text = table[['path', 'label', 'name', 'split']].to_csv(index=False)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def train_accuracy_of(loss: nn.Module):
-    "The metric of a loss that can `predict` classes: the fraction of a training batch that it gets right."
-    def train_accuracy(output, labels): return (loss.predict(output) == labels).float().mean()
-    return train_accuracy
-
-# %% ../../nbs/53_training.recipes.ipynb #80273d78
-def _schedule_note(r: dict) -> str:
-    "What a program would do with its schedule in a run of another length; '' where nothing differs."
-    s, known = r['schedule'], RECIPES.get(r['recipe'], {})
-    if s != known.get('schedule') or r['source'] in ('fgir', 'seed 002'): return ''
-    unit, whole = ('steps', known['steps']) if known.get('steps') else ('epochs', known.get('epochs', 20))
-    length = r[unit]
-    if length == whole or s['name'] not in ('steps', 'cosine'): return ''
-    note = f"The rate's schedule of {whole} {unit} is stretched to {length or 'the run'}"
-    if length is None or s['name'] == 'cosine': return f'{note}; the program would keep it as it is.'
-    first = s['at'][0]
-    at = s['at'] if unit == 'steps' else list(range(first, max(length, whole), first))
-    at = str(at).replace(' ', '')
-    return f'{note}; the program would keep its places: --set schedule.of={length} --set schedule.at={at}'
-
-# %% ../../nbs/53_training.recipes.ipynb #cbfb93f2
-def learner_from_recipe(
-    recipe: str | Mapping,           # a name from `recipes()`, or settings, such as those of `read_recipe`
-    table: pd.DataFrame,             # from a reader: train, test (or query and gallery) rows
-    undo: str | Sequence[str] = (),  # quirks not to repeat, or 'all'
-    out='results',                   # folder for all files
-    prefix: str | None = None,       # first part of their names; default data set, recipe, backbone and seed
-    loaders: Mapping | None = None,  # to `retrieval_dls`: num_workers, device, cache, bad…
-    cbs=None,                        # further callbacks
-    **changes,                       # settings that are to be others; `net` and `loss` may also be modules
-) -> RetrievalLearner:               # `fit_recipe` trains it
-    "Build the Learner of a recipe."
-    r, loaders = get_recipe(recipe, undo, **changes), loaders or {}
-    join_processes(loaders.get('device'))
-    torch.manual_seed(r['seed'])
-    table, split = choose_valid(table, r['valid'], r['seed'], r['hold_out'])
-    body = getattr(r['net'], 'backbone', None) if isinstance(r['net'], nn.Module) else _recipe_backbone(r)
-    if body is None: raise ValueError('net: a module of your own needs a `backbone` with `mean` and `std`')
-    dls = _recipe_dls(r, table, split, body, **loaders)
-    net = build(r['net'], body, n_classes=dls.n_classes)
-    loss = build(r['loss'], n_classes=dls.n_classes, dim=getattr(net, 'dim', None))
-    opt = dict(r['optimizer'])
-    learn = retrieval_learner(
-        dls, net, loss, ks=r['ks'], scorer=net.scorer(r['ks']) if hasattr(net, 'scorer') else None,
-        batch_metrics=[train_accuracy_of(loss)] if hasattr(loss, 'predict') else (), seed=r['seed'], path=Path(out),
-        opt_func=partial(OptimWrapper, opt=OPTIMIZERS[opt.pop('name')], **opt), model_dir='.', cbs=L(_recipe_cbs(r)) + L(cbs))
-    learn.prefix = prefix or f"{table.attrs.get('dataset', 'data')}_{r['recipe']}_{r['backbone']}_{r['seed']}"
-    if not rank_distrib() and _schedule_note(r): print(_schedule_note(r))
-    learn.recipe, learn.valid_split, learn.images = r, split, _fingerprint(table)
-    return learn
-
-# %% ../../nbs/53_training.recipes.ipynb #27853731
-def _recipe_cbs(r: dict) -> list:
-    "The callbacks of a recipe, but for those that write files."
-    trained = r['pretrained'] or r['weights'] is not None
-    cbs = [FreezeBN(affine=r['freeze_bn'] == 'all')] if r['freeze_bn'] and trained else []
-    if r['warm_up']: cbs.append(WarmUp(r['warm_up']))
-    if r['clip_value']: cbs.append(ClipValue(r['clip_value']))
-    if r['clip_norm']: cbs.append(GradientClip(r['clip_norm']))
-    if r['precision'] != 'float32': cbs.append(AnyDevicePrecision(AMPMode(r['precision'])))
-    return cbs + ([StopAfter(r['steps'])] if r['steps'] else [])
-
-# %% ../../nbs/53_training.recipes.ipynb #77479e61
-@patch
-def _check_same_run(self: RetrievalLearner, path: Path):
-    "ValueError if the run kept at `path` was made with other settings; what an older file does not tell is not compared."
-    was = read_record(path)
-    for k, v in self.facts.items():
-        if k in was and was[k] != v and k not in ('weights', 'about', 'source', 'quirks', 'selection'):
-            raise ValueError(f'{path}: a run of {k}={was[k]!r}, which cannot go on with {k}={v!r}; force=True begins anew')
-
-# %% ../../nbs/53_training.recipes.ipynb #77c968bb
-@patch
-def _take_up(self: RetrievalLearner, path: Path) -> int:
-    "Load the state of a run to go on with; the epochs done. ValueError for a state that was altered."
-    record = read_record(path)
-    rows, columns, before = (record.get(k) for k in ('history', 'columns', 'epochs_before'))
-    damaged = ValueError(f'{path}: the state of the run was altered; force=True begins anew')
-    if not _list_of(_is_text)(columns) or not _whole(0)(before or 0): raise damaged
-    if not _list_of(lambda row: _list_of(_is_number)(row) and len(row) <= len(columns))(rows): raise damaged
-    try: return self.load_state(path.stem)
-    except (AttributeError, LookupError, TypeError, RuntimeError, ValueError) as e:
-        raise e if str(path) in str(e) else damaged from e
-
-# %% ../../nbs/53_training.recipes.ipynb #edfbbbdf
-@patch
-def _files(self: RetrievalLearner) -> dict:
-    "Names of a run's checkpoints: the epoch that was picked, and the state to go on from."
-    return dict(best=f'{self.prefix}_model', last=f'{self.prefix}_last')
-
-
-@patch
-def _begin(self: RetrievalLearner, resume: bool, force: bool) -> int:
-    "The epochs that an earlier run has done; FileExistsError if there is one and nobody said what to do with it."
-    best, last = (self._checkpoint_path(f) for f in self._files().values())
-    old = next((p for p in (last, best) if p.exists()), None)
-    if old and not (resume or force):
-        raise FileExistsError(f'{old}: an earlier run; resume=True goes on with it, force=True begins anew')
-    if resume and not last.exists() and best.exists() and read_record(best).get('epoch', 0) > 1:
-        raise FileExistsError(f'{best}: a trained model without the state to go on from; force=True begins anew')
-    distrib_barrier()
-    if not rank_distrib():
-        Path(self.path).mkdir(parents=True, exist_ok=True)
-        litter = Path(self.path).glob(f'.{escape(self.prefix)}_*.????????.*')
-        old = [best, last, best.with_suffix('.json'), last.with_suffix('.json')] if force and not resume else []
-        for path in (*old, *litter): path.unlink(missing_ok=True)
-    if not resume or not last.exists(): return 0
-    self._check_same_run(last)
-    return self._take_up(last)
-
-# %% ../../nbs/53_training.recipes.ipynb #85dc4ab8
-@patch
-def _picker(self: RetrievalLearner, fname: str):
-    "The callback that keeps the weights to be used."
-    valid = self.recipe['valid']
-    if valid != 'last' and (valid == 'test' or self.valid_split == 'valid'):
-        return SaveBest(self.metrics[0].name, fname, strict=valid == 'test')
-    self.selection = 'the last epoch'
-    return KeepState(fname, with_opt=False)
-
-# %% ../../nbs/53_training.recipes.ipynb #5f80a2f5
-@patch
-def fit_recipe(
-    self: RetrievalLearner,
-    resume: bool = False,  # go on from the epochs that an earlier run finished
-    force: bool = False,   # begin anew even if an earlier run's files are there
-    cbs=None,              # further callbacks: loggers, progress, …
-) -> RetrievalLearner:
-    "Train by `learn.recipe`, hold the weights it picks; FileExistsError over an earlier run, ValueError to `resume` another."
-    r, files = self.recipe, self._files()
-    join_processes(self.dls.device)
-    length = r['epochs'] or r['steps']/len(self.dls.train)
-    if self.begun and not (resume and self._checkpoint_path(files['last']).exists()):
-        raise ValueError('this Learner has begun to train; make a new one with learner_from_recipe')
-    start, n_epoch = self._begin(resume, force), math.ceil(length)
-    if start < n_epoch:
-        self.begun = True
-        lr, wd = (per_group(r[k], self) for k in ('lr', 'wd'))
-        factor = schedule_factor(r['schedule'], length, whole=r['steps'] is None)
-        def rates(pct): return [x*factor(pct*n_epoch/length) for x in L(lr)]
-        statistics = Statistics(f'{self.prefix}_statistics.csv', self.valid_split)
-        keep = [ParamScheduler({'lr': rates}), self._picker(files['best']), statistics, KeepState(files['last'])]
-        self.fit(n_epoch, lr=lr, wd=wd, cbs=keep + list(L(cbs)), start_epoch=start)
-    else:
-        history = self.history
-        self.load(files['best'], with_opt=False).history = history
-    return self
-
-# %% ../../nbs/53_training.recipes.ipynb #ab2255e0
-def read_recipe(path) -> dict:  # a checkpoint that `fit_recipe` wrote
-    "The settings that a checkpoint was trained by, for `learner_from_recipe`; ValueError if it has none."
-    record = read_record(path)
-    if 'recipe' not in record: raise ValueError(f'{path}: not trained by a recipe')
-    return {k: record[k] for k in ('recipe', *DEFAULTS) if k in record}
-
-# %% ../../nbs/53_training.recipes.ipynb #17fed7af
-def how_trained(record: Mapping) -> dict:  # a checkpoint's, or `learn.facts`
-    "Recipe, seed and how the epoch was picked, for the record of features; {} for what was not trained by a recipe."
-    if 'recipe' not in record: return {}
-    valid = record.get('valid')
-    older = f"best epoch on the split 'valid': the table's own, or {valid} of the training {record.get('hold_out', 'classes')}"
-    picked = {'last': 'the last epoch', 'test': 'best epoch on the test images'}.get(valid, older)
-    return dict(recipe=str(record['recipe']), seed=record.get('seed'), selection=record.get('selection', picked))
-
-# %% ../../nbs/53_training.recipes.ipynb #35ac3868
-def describe_test(
-    learn: RetrievalLearner,  # trained by `fit_recipe`
-    table: pd.DataFrame,      # its test (or query and gallery) rows are described
-    progress: bool = True,
-    **kwargs,                 # to `extract`: out, bs, …
-) -> Features:
-    "Features of the test images, cut as the recipe says; of a classifier, what it feeds its last layer with."
-    test = table[table['split'].isin(['test', 'query', 'gallery'])].reset_index(drop=True)
-    r = learn.recipe
-    return extract(learn.model, test, size=r['size'], tfms=r['tfms'], crop=r['crop'],
-                   num_workers=learn.dls.train.fake_l.num_workers, progress=progress,
-                   facts=how_trained(learn.facts if learn.history else {}), **kwargs)
-
-
-def save_results(
-    learn: RetrievalLearner,
-    table: pd.DataFrame,
-    n_queries: int = 4,       # queries to draw, spread over the rows
-    retrieval_num: int = 8,   # neighbors a query
-    force: bool = False,      # overwrite an earlier run's files
-    progress: bool = True,
-) -> Features:
-    "Write `{prefix}_data_base.safetensors` and the pictures of `n_queries` searches in `{prefix}_pictures/` (seed 002)."
-    features = describe_test(learn, table, progress)
-    features.save(Path(learn.path)/f'{learn.prefix}_data_base.safetensors', force=force)
-    rows = torch.linspace(0, len(features) - 1, min(n_queries, len(features))).long().tolist()
-    pictures, crop = Path(learn.path)/f'{learn.prefix}_pictures', learn.recipe['crop']
-    for row in rows: save_retrieval_pictures(features, row, pictures, k=retrieval_num, crop=crop, force=force)
-    return features
-
-# %% ../../nbs/53_training.recipes.ipynb #4e25a552
-def run_seeds(
-    recipe: str | Mapping,
-    table: pd.DataFrame,
-    seeds: Iterable[int] = (0, 1, 2),
-    ks=(1, 2, 4, 8),         # ranks K of Recall@K
-    bars: bool = True,       # show the progress of each run
-    **kwargs,                # to `learner_from_recipe`
-) -> pd.DataFrame:           # a row a seed with R@K as fractions, then 'mean' and 'sd'
-    "Recall@K on the test images for each of `seeds`, their mean and standard deviation; runs that are there go on."
-    rows = {}
-    for seed in seeds:
-        learn = learner_from_recipe(recipe, table, seed=seed, **kwargs)
-        if bars: learn.fit_recipe(resume=True)
-        else:
-            with learn.no_bar(), learn.no_logging(): learn.fit_recipe(resume=True)
-        rows[seed] = evaluate_recall(describe_test(learn, table, progress=bars), ks).iloc[0]
-    runs = pd.DataFrame(rows).T[[f'R@{k}' for k in ks]].astype(float)
-    return pd.concat([runs, runs.agg(['mean', 'std']).rename(index=dict(std='sd'))])
