@@ -316,7 +316,7 @@ def sidebar_entries(items: list) -> Iterator[str]:
     """The pages of a sidebar, in order."""
     for item in items:
         if isinstance(item, str): item = dict(href=item)
-        if 'href' in item: yield item['href']
+        if '://' not in item.get('href', '://'): yield item['href']
         yield from sidebar_entries(item.get('contents', []))
 
 

@@ -163,6 +163,7 @@ def test_wide_code(found):
 
 
 def test_sidebar(found):
+    assert found(sidebar=['10_fish.ipynb', 'more/11_sea.ipynb', dict(text='a', href='https://a.org')]) == []
     assert found(sidebar=['10_fish.ipynb']) == ['0 times in sidebar.yml']
     assert found(sidebar=['10_fish.ipynb', 'more/11_sea.ipynb', '12_gone.ipynb']) == ['12_gone.ipynb: no such page']
 
@@ -174,3 +175,12 @@ def test_what_is_printed(found, tmp_path, capsys):
     found(text('Plain text.'))
     assert pages.main(tmp_path/'_proc') == 0
     assert pages.main(tmp_path/'empty') == 1
+
+
+def test_files_of_the_site():
+    "What _quarto.yml names lies beside the notebooks, where the builder reads it."
+    site = yaml.safe_load((pages.ROOT/'nbs/_quarto.yml').read_text(encoding='utf-8'))
+    theme = site['format']['html']['theme']
+    names = {*theme['light'], *theme['dark'], site['website']['favicon'], site['website']['navbar']['logo']} - {'cosmo'}
+    for name in names: assert (pages.ROOT/'nbs'/name).is_file()
+    assert (pages.ROOT/'nbs/_quarto.yml').resolve() == pages.ROOT/'_quarto.yml'
