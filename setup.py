@@ -29,5 +29,6 @@ setup(
     install_requires=lines("requirements"),
     extras_require={"dev": lines("dev_requirements") + lines("milvus_requirements") + lines("app_requirements"),
                     "milvus": lines("milvus_requirements"), "app": lines("app_requirements")},
-    entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["fgir = fgir._modidx:d"]},
+    entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["fgir = fgir._modidx:d"],
+                  "fgir.recipes": ["cgd = fgir.papers.cgd", "fgic = fgir.papers.fgic"]},
 )

@@ -25,6 +25,7 @@ from .data import (
     read_folder as read_folder,
     read_inshop as read_inshop,
     read_sop as read_sop,
+    read_table as read_table,
     retrieval_dls as retrieval_dls,
     show_images as show_images,
     synth_dataset as synth_dataset,
@@ -67,7 +68,6 @@ from .papers import (
     cgd_learner as cgd_learner,
     explain_match as explain_match,
     fgic_learner as fgic_learner,
-    read_table as read_table,
 )
 from .training import (
     get_recipe as get_recipe,

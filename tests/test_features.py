@@ -139,7 +139,7 @@ def test_killed_while_saving(tmp_path):
 
 def test_failing_while_saving_leaves_nothing(tmp_path, monkeypatch):
     def full(*_): raise OSError("no space left on device")
-    monkeypatch.setattr("fgir.features.store._create", full)
+    monkeypatch.setattr("fgir.features.store.create_file", full)
     with pytest.raises(OSError, match="no space"): make().save(tmp_path/"f.safetensors")
     assert not list(tmp_path.iterdir())
 

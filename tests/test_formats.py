@@ -21,8 +21,8 @@ from PIL import Image
 from scipy.io import savemat
 
 import fgir.papers.formats as formats
+from fgir.data.archives import SOURCES, download, extract_archive, read_cars_devkit
 from fgir.data.csv import read_table, write_table
-from fgir.data.download import SOURCES, download, extract_archive, read_cars_devkit
 from fgir.data.images import BadImage, check_images, drop_bad, load_image
 from fgir.data.readers import read_cub, read_inshop, read_sop
 from fgir.data.table import image_path, make_table

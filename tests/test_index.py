@@ -23,7 +23,6 @@ from fgir.features.store import Features
 from fgir.gallery.faiss import KINDS, RANGES, FaissStore, complete_settings, unit_rows
 from fgir.gallery.index import Index, features_of, photo_table, show_search
 from fgir.gallery.milvus import milvus_client, new_milvus_store
-from fgir.papers.programs import read_features
 
 class Net(nn.Module):
     "A few convolutions; `seed` makes the weights."
@@ -640,8 +639,8 @@ def test_what_was_removed_is_removed_for_every_reader(tmp_path, kind):
     index.remove(list(features.table['path'][:100]))
     index.save(tmp_path/'g.safetensors')
     left = features_of(tmp_path/'g.safetensors')
-    assert len(left) == len(read_features(tmp_path/'g.safetensors')) == 1900
-    assert list(read_features(tmp_path/'g.safetensors').table['path']) == list(features.table['path'][100:])
+    assert len(left) == len(features_of(tmp_path/'g.safetensors')) == 1900
+    assert list(features_of(tmp_path/'g.safetensors').table['path']) == list(features.table['path'][100:])
 
 
 def test_vectors_made_in_another_way_are_not_added():

@@ -20,6 +20,7 @@ from fgir.backbones.saving import load_model, save_model
 from fgir.data.table import make_table
 from fgir.features.retrieval import evaluate_recall, save_retrieval_pictures
 from fgir.features.store import Features
+from fgir.gallery.index import features_of
 from fgir.papers.cfga import CFGA, SEED_MODELS
 from fgir.papers.fgic import classify_image
 from fgir.papers.formats import READERS, prepare, write_cfga_json
@@ -27,7 +28,6 @@ from fgir.papers.programs import (
     _backbone_name,
     load_seed_model,
     open_classifier,
-    read_features,
     write_seed_json,
 )
 
@@ -267,22 +267,22 @@ def test_seed_json(tmp_path):
 def test_features_of_cfga_come_back(tmp_path, windows):
     "Every array under its name with the same numbers and recall, whatever machine the paths are of."
     features, files = write_program_files(tmp_path, windows)
-    again = read_features(files[0].parent)
+    again = features_of(files[0].parent)
     assert set(again.names) == set(NAMES) and again.table.attrs['dataset'] == 'CUB_200_2011'
     for name in NAMES: np.testing.assert_array_equal(again[name], features[name])
     pd.testing.assert_frame_equal(again.table[['path', 'label', 'split']], features.table[['path', 'label', 'split']])
     want = evaluate_recall(features, measures=['mAP@5/hits']).set_index('descriptor')
     pd.testing.assert_frame_equal(evaluate_recall(again, measures=['mAP@5/hits']).set_index('descriptor').loc[NAMES], want)
-    one = read_features(files[3])
+    one = features_of(files[3])
     assert one.names == ['cfga+']
 
 
 def test_a_folder_of_trained_models_is_answered_with_its_file_of_features(tmp_path):
     for name in ('x_model.json', 'x_model.safetensors', 'x_data_base.safetensors'): (tmp_path/name).touch()
     with pytest.raises(ValueError, match='a folder; give a file of features in it, such as .*x_data_base.safetensors'):
-        read_features(tmp_path)
+        features_of(tmp_path)
     (tmp_path/'none').mkdir()
-    with pytest.raises(ValueError, match='no features, neither a JSON file of CFGA nor a folder'): read_features(tmp_path/'none')
+    with pytest.raises(ValueError, match='no features, neither a JSON file of CFGA nor a folder'): features_of(tmp_path/'none')
 
 
 def test_features_of_cfga_of_both_splits_and_other_names(tmp_path):
@@ -293,7 +293,7 @@ def test_features_of_cfga_of_both_splits_and_other_names(tmp_path):
     for stem in ('embedding_max_avg', 'DGPCRL_gradient', 'layer4_conv2_weight_R34'):
         text = json.dumps(dict(train=x[:12].tolist(), test=x[12:].tolist()))
         (tmp_path/f'datafile/CUB_200_2011/m/{stem}.json').write_text(text)
-    both = read_features(tmp_path/'datafile/CUB_200_2011/m')
+    both = features_of(tmp_path/'datafile/CUB_200_2011/m')
     assert set(both.names) == {'embedding', 'DGPCRL_gradient', 'layer4_conv2_weight_R34'}
     np.testing.assert_array_equal(both['embedding'], x)
     assert both.table['split'].tolist() == ['train']*12 + ['test']*12
@@ -308,17 +308,17 @@ def test_features_of_cfga_of_both_splits_and_other_names(tmp_path):
 def test_broken_features_of_cfga_are_named(tmp_path, text, said):
     _, files = write_program_files(tmp_path)
     files[0].write_text(text)
-    with pytest.raises(ValueError, match=f'layer4_1_conv1_weight.json: .*{said}'): read_features(files[0])
+    with pytest.raises(ValueError, match=f'layer4_1_conv1_weight.json: .*{said}'): features_of(files[0])
 
 
 def test_features_of_cfga_without_labels_or_of_two_sets_are_refused(tmp_path):
     features, files = write_program_files(tmp_path)
     files[1].write_text('{"train": [], "test": [[1.0]]}')
-    with pytest.raises(ValueError, match='conv2_weight.json: not of the same images'): read_features(files[0].parent)
+    with pytest.raises(ValueError, match='conv2_weight.json: not of the same images'): features_of(files[0].parent)
     (tmp_path/'datafile/CUB_200_2011/test_labels.json').unlink()
-    with pytest.raises(ValueError, match='labels missing'): read_features(files[0])
-    with pytest.raises(ValueError, match='no features'): read_features(tmp_path/'datafile')
-    with pytest.raises(FileNotFoundError, match='gone.json'): read_features(tmp_path/'gone.json')
+    with pytest.raises(ValueError, match='labels missing'): features_of(files[0])
+    with pytest.raises(ValueError, match='no features'): features_of(tmp_path/'datafile')
+    with pytest.raises(FileNotFoundError, match='gone.json'): features_of(tmp_path/'gone.json')
 
 
 def data_base(tmp_path, gallery: bool = False, name: str = 'car_uncropped_resnet50_SG_1536_0.1_0.5_0.1_128_data_base.pth'):
@@ -348,7 +348,7 @@ def program_recall(query, q_labels, gallery, g_labels, k: int, same: bool) -> fl
 def test_data_bases_of_cgd_and_pp(tmp_path, gallery):
     "Features, labels and paths come back, and their recall is the program's; In-Shop has its gallery apart."
     found, path = data_base(tmp_path, gallery)
-    features = read_features(path)
+    features = features_of(path)
     sides = [('test', 'gallery')] if gallery else [('test', 'test')]
     assert set(features.table['split']) == ({'query', 'gallery'} if gallery else {'test'})
     assert features.table.attrs['dataset'] == 'car' and features.table.attrs['root'] == str(tmp_path/'data/car/uncropped')
@@ -363,7 +363,7 @@ def test_data_base_of_pp_has_training_features_that_are_left_out(tmp_path):
     found, path = data_base(tmp_path, name='car_resnet50_proxy_anchor_512_20_data_base.pth')
     extra = dict(train_features=torch.randn(9, 12), train_labels=torch.arange(9), train_proxies=torch.randn(2, 12))
     torch.save(found | extra | dict(test_labels=torch.tensor(found['test_labels'])), path)
-    assert len(read_features(path)) == 24
+    assert len(features_of(path)) == 24
 
 
 def test_broken_data_bases_are_named(tmp_path):
@@ -372,9 +372,9 @@ def test_broken_data_bases_are_named(tmp_path):
                          (found | dict(test_labels=[0]), '24 images, 1 labels'),
                          (found | dict(test_images=['a.jpg']*24), 'second time')):
         torch.save(broken, path)
-        with pytest.raises(ValueError, match=f'data_base.pth.*{said}'): read_features(path)
+        with pytest.raises(ValueError, match=f'data_base.pth.*{said}'): features_of(path)
     path.write_bytes(b'no zip')
-    with pytest.raises(ValueError, match='data_base.pth: not a data base'): read_features(path)
+    with pytest.raises(ValueError, match='data_base.pth: not a data base'): features_of(path)
 
 
 def test_no_data_base_runs_code(tmp_path):
@@ -382,13 +382,13 @@ def test_no_data_base_runs_code(tmp_path):
     class Bad:
         def __reduce__(self): return print, ('ran',)
     torch.save(dict(test_images=[Bad()]), tmp_path/'x_data_base.pth')
-    with pytest.raises(ValueError, match='not a data base of plain values'): read_features(tmp_path/'x_data_base.pth')
+    with pytest.raises(ValueError, match='not a data base of plain values'): features_of(tmp_path/'x_data_base.pth')
 
 
 def test_pictures_of_a_data_base_are_those_of_test_py(tmp_path):
     "Query and framed neighbors under the program's names, distances (CGD) or similarities (PP) in them."
     found, path = data_base(tmp_path)
-    features, x = read_features(path), found['test_features'].double()
+    features, x = features_of(path), found['test_features'].double()
     for metric, scores, largest in (('euclidean', torch.cdist(x, x), False), ('cosine', x @ x.T, True)):
         scores.fill_diagonal_(float('-inf') if largest else float('inf'))
         top = scores[5].topk(8, largest=largest)
@@ -414,7 +414,7 @@ def test_every_program_describes_by_model(tmp_path, birds, capsys):
         torch.save(trained(theirs).state_dict(), tmp_path/name)
         out = tmp_path/f'{name}.safetensors'
         assert main(['extract', str(birds), '--model', str(tmp_path/name), '--out', str(out)]) == 0
-        features = read_features(out)
+        features = features_of(out)
         x, kind = features[features.names[0]], load_seed_model(tmp_path/name)[1]
         assert x.shape == (4, dim) and np.allclose(np.linalg.norm(x, axis=1), 1)
         assert features.record['tfms'] == SEED_MODELS[kind]['tfms']
@@ -466,7 +466,7 @@ def test_ablations_by_command(tmp_path, birds, capsys):
     found = {}
     for name, more in ABLATIONS.items():
         assert main([*words, str(tmp_path/f'{name}.safetensors'), *(w for s in more for w in ('--set', s))]) == 0
-        features = read_features(tmp_path/f'{name}.safetensors')
+        features = features_of(tmp_path/f'{name}.safetensors')
         found[name] = features['layer4.1.conv2']
         for s in more: assert str(features.record['config'][s.split('=')[0]]).lower() == s.split('=')[1]
     assert len({x.tobytes() for x in found.values()}) == 3
@@ -494,7 +494,7 @@ def oracle_map(x: np.ndarray, labels: np.ndarray, k: int) -> float:
 def test_measures_of_the_programs_by_command(tmp_path, capsys):
     "R@K, CFGA's mAP@K, precision and MAP@R stand in the table, the CSV and the report, for files of any program."
     _, base = data_base(tmp_path)
-    features = read_features(base)
+    features = features_of(base)
     x, labels = features['embedding'].astype(float), features.table['label'].to_numpy()
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     asked = ['mAP@5/hits', 'mAP@5', 'MAP@R', 'P@3', 'R-precision', 'R@3']

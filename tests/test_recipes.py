@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from timm.optim import AdamP
 from torch import nn
 
-from fgir import recipes as book
 from fgir.backbones.nets import RetrievalNet
 from fgir.backbones.registry import create_backbone
 from fgir.backbones.saving import read_record
@@ -25,6 +24,7 @@ from fgir.data.table import hold_out_classes
 from fgir.losses import pairs as losses
 from fgir.losses.pairs import BatchHardTripletLoss
 from fgir.papers.cgd import CGDLoss, CGDNet
+from fgir.training import recipes as book
 from fgir.training.callbacks import ClipValue, FreezeBN, WarmUp, pick_epoch
 from fgir.training.learner import retrieval_learner
 from fgir.training.recipes import CHECKS, DEFAULTS, GROUPS, QUIRKS, RECIPES, build, get_recipe, recipes, schedule_factor

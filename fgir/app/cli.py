@@ -925,10 +925,10 @@ def extract(
 
 # %% ../../nbs/90_app.cli.ipynb #68ab33c8
 def read_described(file: Path) -> 'Features':
-    "Read described images as `read_features` does; ValueError for a gallery that was emptied."
-    from fgir.papers.programs import read_features
+    "Read described images as `features_of` does; ValueError for a gallery that was emptied."
+    from fgir.gallery.index import features_of
 
-    features = read_features(file)
+    features = features_of(file)
     if not len(features): raise ValueError(f'{file}: no images in it; fgir index add brings some')
     return features
 
@@ -1014,10 +1014,10 @@ def pick_array(
 # %% ../../nbs/90_app.cli.ipynb #fc1bc206
 def find_row(features: 'Features', image: Path) -> int | None:
     "The row of the features whose image is that file; None if there is none."
-    from fgir.gallery.index import _spellings
+    from fgir.gallery.index import spellings_of
 
     paths = features.table['path']
-    there = paths.isin(_spellings(image, features.table.attrs.get('root'))).to_numpy()
+    there = paths.isin(spellings_of(image, features.table.attrs.get('root'))).to_numpy()
     return int(there.argmax()) if there.any() else None
 
 def box_of(row: 'pd.Series', record: dict) -> list[float] | None:
@@ -1027,10 +1027,10 @@ def box_of(row: 'pd.Series', record: dict) -> list[float] | None:
 # %% ../../nbs/90_app.cli.ipynb #85612a4f
 def search_row(index: 'Index', vector, image: Path, k: int, leave_self: bool) -> 'pd.DataFrame':
     "Search with the vector that a file of features has for a photograph, as `search_image` does."
-    from fgir.gallery.index import _without
+    from fgir.gallery.index import without_own
 
     own = index.same_file(image) if leave_self else []
-    return _without(index.search(vector, min(k + len(own), max(k, len(index)))), own, k)
+    return without_own(index.search(vector, min(k + len(own), max(k, len(index)))), own, k)
 
 # %% ../../nbs/90_app.cli.ipynb #236ccc8f
 Kind = option(str | None, 'What the photograph shows: right answers are framed green, others red.', '--name',

@@ -169,11 +169,11 @@ def described(
 def part_of(gallery: str, descriptor, table, cut: dict) -> Path:
     "Where descriptions are kept until they are in a gallery."
     from fgir.data.table import image_path
-    from fgir.features.extraction import _record, work_of
+    from fgir.features.extraction import record_of, work_of
 
     files = (image_path(table, i) for i in range(len(table)))
     newest = max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
-    work = work_of(table, _record(descriptor, table, **cut, newest=newest))
+    work = work_of(table, record_of(descriptor, table, **cut, newest=newest))
     return Path(f'{gallery.replace("://", "_").replace(":", "_")}.{work}.new.safetensors')
 
 # %% ../../nbs/91_app.gallery.ipynb #2c7515f6

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..data.files import OpenFile, lay_out, parse_json, write_atomic
 
 # %% ../../nbs/24_backbones.saving.ipynb #0623c1bd
-from .registry import _first_line, create_backbone
+from .registry import create_backbone, first_line
 
 # %% ../../nbs/24_backbones.saving.ipynb #d4994626
 _DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'BOOL': torch.bool,
@@ -96,13 +96,13 @@ def build_model(record: dict, source: str | Path = 'record') -> nn.Module:
     if not _small(config): raise ValueError(f'{source}: {record["class"]} cannot be that large')
     backbone = {k: v for k, v in config['backbone'].items() if k not in ('weights', 'pretrained')}
     try: return cls(**{**config, 'backbone': create_backbone(**backbone, pretrained=False)})
-    except Exception as e: raise ValueError(f'{source}: {record["class"]} does not take its settings ({_first_line(e)})') from e
+    except Exception as e: raise ValueError(f'{source}: {record["class"]} does not take its settings ({first_line(e)})') from e
 
 # %% ../../nbs/24_backbones.saving.ipynb #47710840
 def _open_model(path: Path) -> OpenFile:
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such saved model')
     try: return OpenFile(path)
-    except ValueError as e: raise ValueError(f'{path}: not a whole saved model ({_first_line(e)})') from None
+    except ValueError as e: raise ValueError(f'{path}: not a whole saved model ({first_line(e)})') from None
 
 def _record(file: OpenFile) -> dict:
     "The record of a saved model that is open."

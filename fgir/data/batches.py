@@ -29,11 +29,11 @@ from torch import distributed
 from torchvision.transforms import v2
 
 from .images import BadImage, check_images, drop_bad, load_row
-from .readers import _one_of
+from .readers import check_choice
 from .table import image_path
 
 # %% ../../nbs/15_data.batches.ipynb #7181dc15
-from .cache import _open_cache, _resize_name, resize_cache
+from .cache import open_cache, resize_cache, resize_name
 from .transforms import Shrink, get_transforms
 
 # %% ../../nbs/15_data.batches.ipynb #96df6b4d
@@ -60,7 +60,7 @@ class TableImages:
         self.vocab, self.label_of = self.classes['name'].tolist(), self.classes['label'].tolist()
         self.n_classes = int(self.classes['train'].sum())
         self.targets = table['label'].map({label: i for i, label in enumerate(self.label_of)}).to_numpy()
-        self.paths, self.cache = table['path'].tolist(), _open_cache(table, crop)
+        self.paths, self.cache = table['path'].tolist(), open_cache(table, crop)
 
     def __len__(self) -> int: return len(self.table)
 
@@ -175,7 +175,7 @@ class RetrievalDL(TfmdDL):
     ):
         self.seed, self.epoch, self.rank, self.world_size = seed, epoch, rank, world_size
         self.per_class, self.sampler = per_class, sampler
-        _one_of('sampler', sampler, tuple(SAMPLERS))
+        check_choice('sampler', sampler, tuple(SAMPLERS))
         drop_last = shuffle if drop_last is None else drop_last
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers, **kwargs)
         self.fake_l.generator = _Generator()
@@ -279,7 +279,7 @@ def _cached(table: pd.DataFrame, tfm: v2.Compose, crop: bool, cache: str | Path 
     if not isinstance(first, Shrink | v2.Resize):
         raise ValueError(f'cache: the transform begins with {type(first).__name__}, not with a resize, so no resized '
                          'copy gives the same pixels; to accept others, call resize_cache and give its table')
-    return resize_cache(table, first, Path(cache)/(_resize_name(first) + '-crop'*crop), crop, progress)
+    return resize_cache(table, first, Path(cache)/(resize_name(first) + '-crop'*crop), crop, progress)
 
 # %% ../../nbs/15_data.batches.ipynb #f93314ec
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
@@ -320,14 +320,14 @@ def table_dl(
 def _valid_rows(table: pd.DataFrame, valid: str | None) -> pd.Series:
     "Return which rows to validate on: those of the split `valid` ('test' takes query and gallery along)."
     if valid is None: valid = 'valid' if table['split'].eq('valid').any() else 'test'
-    _one_of('valid', valid, ('valid', 'test'))
+    check_choice('valid', valid, ('valid', 'test'))
     rows = table['split'].isin(['valid'] if valid == 'valid' else ['test', 'query', 'gallery'])
     if not rows.any(): raise ValueError(f'table: no rows to validate on (split {valid!r}); see hold_out_classes')
     return rows
 
 def _without_bad(table: pd.DataFrame, bad: str, crop: bool, progress: bool) -> pd.DataFrame:
     "Return the table, under bad='skip' without the images that cannot be read, which are logged."
-    _one_of('bad', bad, ('raise', 'skip'))
+    check_choice('bad', bad, ('raise', 'skip'))
     if bad == 'raise': return table
     report = check_images(table, progress=progress, crop=crop)
     if report: logging.getLogger(__name__).warning('left out: %s', report)

@@ -13,6 +13,7 @@ __all__ = ['SLOTS', 'HEADER_LIMIT', 'DTYPES', 'SIZES', 'claim', 'release', 'hold
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import sys
@@ -409,6 +410,8 @@ def shared_dir() -> Path | None:
 # %% ../../nbs/10_data.files.ipynb #326a543e
 def load_pth(path: str | Path) -> object:
     "Load a .pth file of tensors and plain values; ValueError for any other, of which nothing is run."
+    import torch  # here, since whoever writes files need not wait for it
+
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
     try: return torch.load(path, map_location='cpu', weights_only=True)

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from .images import load_row
-from .readers import _one_of
+from .readers import check_choice
 
 # %% ../../nbs/14_data.transforms.ipynb #d69884bf
 def _squash(size: float) -> v2.Resize: return v2.Resize((round(size), round(size)))
@@ -81,7 +81,7 @@ def get_transforms(
     size: int | None = None,  # side of the training crop in pixels, other lengths in proportion; default the seed's
 ) -> tuple[v2.Compose | None, v2.Compose]:
     "Return the training half (None if there is none) and the test half: PIL image to uint8 tensor (3,H,W)."
-    _one_of('tfms', name, tuple(TRANSFORMS))
+    check_choice('tfms', name, tuple(TRANSFORMS))
     tfm = TRANSFORMS[name]
     size = tfm['size'] if size is None else size
     if not isinstance(size, int | np.integer) or not 1 <= size <= 8192:

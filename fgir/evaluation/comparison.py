@@ -39,7 +39,7 @@ from .. import __version__
 from ..data.files import write_atomic
 from ..data.images import load_row
 from ..features.exact import neighbours
-from ..features.extraction import _record, extract
+from ..features.extraction import extract, record_of
 from ..features.metrics import TOO_FEW, confidence, first_hit_rank, measure, score_queries
 from ..features.retrieval import evaluate_recall, query_and_gallery, sides
 from ..features.store import Features
@@ -112,7 +112,7 @@ def caveats(results: pd.DataFrame) -> list[str]:
 # %% ../../nbs/70_evaluation.comparison.ipynb #851a6038
 def content_key(descriptor: Callable, table: pd.DataFrame, how: Mapping) -> str:
     "A short name for what features are made of: descriptor and weights, rows of the table, settings."
-    made = _record(descriptor, table, **how)
+    made = record_of(descriptor, table, **how)
     made = {k: v for k, v in made.items() if k not in ('date', 'fgir', 'torch')}
     rows = table.to_csv(index=False) + str(table.attrs.get('root'))
     return blake2b((json.dumps(made, sort_keys=True, default=str) + rows).encode(), digest_size=8).hexdigest()

@@ -1,6 +1,11 @@
 from .exact import (
     neighbours as neighbours,
 )
+from .extraction import (
+    ColorHistogram as ColorHistogram,
+    CropWarning as CropWarning,
+    extract as extract,
+)
 from .metrics import (
     cluster_agreement as cluster_agreement,
     confidence as confidence,
@@ -8,12 +13,11 @@ from .metrics import (
     score_lists as score_lists,
     score_queries as score_queries,
 )
-from .store import (
-    ColorHistogram as ColorHistogram,
-    CropWarning as CropWarning,
-    Features as Features,
+from .retrieval import (
     evaluate_recall as evaluate_recall,
-    extract as extract,
     save_retrieval_pictures as save_retrieval_pictures,
     show_neighbours as show_neighbours,
+)
+from .store import (
+    Features as Features,
 )

@@ -23,14 +23,14 @@ from ..data.files import alone_with, in_use, say
 from ..data.transforms import TRANSFORMS, get_transforms
 from fgir.features.extraction import (
     NoneReadable,
-    _device,
-    _precision,
-    _record,
     batch_size,
     batches_of,
     crop_for,
+    device_of,
     extract,
     photographs_of,
+    precision_of,
+    record_of,
     refuse_twice,
     work_of,
     write_rows,
@@ -117,13 +117,13 @@ def extract_shard(
     "Describe one share of a table; whoever finds all shares there makes one file of them. No image may be there twice."
     out, shard = Path(out), shard or own_share()
     refuse_twice(table, 'table')
-    device = torch.device(device) if device else _device(descriptor)
+    device = torch.device(device) if device else device_of(descriptor)
     crop = crop_for(descriptor, table, crop)
     cut = dict(size=size, tfms=tfms, bs=bs or batch_size(device, size, tfms), crop=crop)
     if out.exists() and not force: raise FileExistsError(f'{out} exists; force=True overwrites it')
     whole = dict(photographs=photographs_of(table, crop))
     kwargs['facts'] = {**whole, **(kwargs.get('facts') or {}), BATCH: cut['bs']}
-    facts = _record(descriptor, table, tfms=tfms, size=size or TRANSFORMS[tfms]['size'], crop=crop, autocast=_precision(device),
+    facts = record_of(descriptor, table, tfms=tfms, size=size or TRANSFORMS[tfms]['size'], crop=crop, autocast=precision_of(device),
                     dtype=kwargs.get('dtype', 'float32'), note=kwargs.get('note', '')) | kwargs['facts']
     work = work_of(table, facts, but=('date', 'fgir', 'torch'))
     say_others(out, shard, work)

@@ -1,5 +1,6 @@
 from .index import (
     Index as Index,
+    features_of as features_of,
     show_search as show_search,
 )
 from .rerank import (

@@ -6,8 +6,8 @@ Docs: https://fgir.github.io/fgir/gallery.faiss.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'RANGES', 'BLOCK', 'TAUGHT', 'CLASSES', 'SOME', 'FEW', 'VERSION', 'NO_SUM', 'unit_rows', 'complete_settings',
-           'check_engine', 'empty_engine', 'train_engine', 'FaissStore', 'faiss_store', 'checksum', 'seal',
-           'read_about', 'read_engine', 'read_store', 'load_store']
+           'check_engine', 'code_bytes', 'cells_for', 'empty_engine', 'train_engine', 'FaissStore', 'faiss_store',
+           'checksum', 'seal', 'read_about', 'read_engine', 'read_store', 'load_store']
 
 # %% ../../nbs/81_gallery.faiss.ipynb #efc5e926
 import json
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..data.files import OpenFile, naming, write_atomic
-from ..features.store import Features, _create, open_features, read_features
+from ..features.store import Features, create_file, open_features, read_features
 
 # %% ../../nbs/81_gallery.faiss.ipynb #b94e330a
 def unit_rows(
@@ -69,11 +69,11 @@ def check_engine(kind: str, settings: Mapping, database: str | None = None):
         raise ValueError(f'kind: Milvus Lite is flat; {kind} is for files and Milvus servers')
 
 # %% ../../nbs/81_gallery.faiss.ipynb #d5f6473d
-def _bytes(settings: Mapping, dim: int) -> int:
+def code_bytes(settings: Mapping, dim: int) -> int:
     "Bytes of a row in IVF-PQ: each stands for the same count of numbers."
     return max(b for b in range(1, settings['bytes'] + 1) if dim % b == 0)
 
-def _cells(settings: Mapping, n: int) -> int:
+def cells_for(settings: Mapping, n: int) -> int:
     "Cells of IVF-PQ for some rows."
     return settings['cells'] or max(1, min(round(4*n**.5), n//40))
 
@@ -89,7 +89,7 @@ def empty_engine(
         engine = faiss.IndexHNSWFlat(dim, settings['links'], faiss.METRIC_INNER_PRODUCT)
         engine.hnsw.efConstruction = settings['build']
         return engine
-    cells, size = _cells(settings, n), _bytes(settings, dim)
+    cells, size = cells_for(settings, n), code_bytes(settings, dim)
     engine = faiss.index_factory(dim, f'IVF{cells},PQ{size}', faiss.METRIC_INNER_PRODUCT)
     engine.do_polysemous_training = False
     return engine
@@ -362,7 +362,7 @@ def save(self: FaissStore, path: Path):
     about = json.dumps(dict(version=VERSION, name=self.name, kind=self.kind, settings=self.settings))
     arrays = {self.name: self.features[self.name]} | more
     with write_atomic(path) as tmp:
-        maps = _create(tmp, {n: (a.dtype, a.shape) for n, a in arrays.items()}, self.features.table, self.record,
+        maps = create_file(tmp, {n: (a.dtype, a.shape) for n, a in arrays.items()}, self.features.table, self.record,
                        hidden=list(more), index=about, checksum=NO_SUM.decode())
         for n, a in arrays.items():
             maps[n][...] = a

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from ..features.store import Features
 
 # %% ../../nbs/82_gallery.milvus.ipynb #31dfffc0
-from .faiss import _bytes, _cells, check_engine, complete_settings, unit_rows
+from .faiss import cells_for, check_engine, code_bytes, complete_settings, unit_rows
 from .index import Index, wanted_values
 
 # %% ../../nbs/82_gallery.milvus.ipynb #bb2d193f
@@ -46,12 +46,12 @@ def _milvus_index(kind: str, settings: Mapping, n: int, dim: int) -> tuple[str, 
     "An engine's name in Milvus, and how it is built."
     if kind == 'hnsw': return 'HNSW', dict(M=settings['links'], efConstruction=settings['build'])
     if kind == 'flat': return FLAT
-    return 'IVF_PQ', dict(nlist=_cells(settings, n), m=_bytes(settings, dim), nbits=8)
+    return 'IVF_PQ', dict(nlist=cells_for(settings, n), m=code_bytes(settings, dim), nbits=8)
 
 def _milvus_search(kind: str, settings: Mapping, n: int, k: int) -> dict:
     "How far an engine of Milvus looks."
     if kind == 'hnsw': return dict(ef=max(settings['look'], k))
-    return {} if kind == 'flat' else dict(nprobe=settings['look'] or max(32, _cells(settings, n)//8))
+    return {} if kind == 'flat' else dict(nprobe=settings['look'] or max(32, cells_for(settings, n)//8))
 
 # %% ../../nbs/82_gallery.milvus.ipynb #1be36a9f
 def _literal(values) -> str:

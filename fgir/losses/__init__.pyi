@@ -1,11 +1,15 @@
-from .pairs import (
+from .classes import (
     ArcFaceLoss as ArcFaceLoss,
-    BatchHardTripletLoss as BatchHardTripletLoss,
     CosFaceLoss as CosFaceLoss,
     DGPCRLoss as DGPCRLoss,
     LabelSmoothingCE as LabelSmoothingCE,
-    MovingProxyLoss as MovingProxyLoss,
+)
+from .pairs import (
+    BatchHardTripletLoss as BatchHardTripletLoss,
     MultiSimilarityLoss as MultiSimilarityLoss,
+)
+from .proxies import (
+    MovingProxyLoss as MovingProxyLoss,
     NormSoftmaxLoss as NormSoftmaxLoss,
     PositiveProxyLoss as PositiveProxyLoss,
     ProxyAnchorLoss as ProxyAnchorLoss,

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 # %% ../../nbs/32_losses.classes.ipynb #8868099b
-from .pairs import _above_0, _no_autocast, _prepare
+from .pairs import as_rows, check_above_0, without_autocast
 from .proxies import ProxyLoss
 
 # %% ../../nbs/32_losses.classes.ipynb #98aa4273
@@ -42,13 +42,13 @@ class LabelSmoothingCE(nn.Module):
         if spread not in ("all", "others"): raise ValueError(f"spread must be 'all' or 'others', got {spread!r}")
         self.smoothing, self.temperature, self.spread = smoothing, temperature, spread
 
-    @_no_autocast
+    @without_autocast
     def forward(
         self,
         logits: Tensor,  # (B, C)
         labels: Tensor,  # (B,) class numbers, 0 to C-1
     ) -> Tensor:  # scalar, at least 0
-        z, y = _prepare(logits, labels, "logits")
+        z, y = as_rows(logits, labels, "logits")
         n = z.shape[1]
         if y.min() < 0 or y.max() >= n:
             raise ValueError(f"{n} logits a row need labels 0 to {n - 1}, got {y.min()} to {y.max()}")
@@ -79,10 +79,10 @@ class _MarginLoss(ProxyLoss):
     shown = ("scale", "margin")
     def __init__(self, n_classes, dim, scale, margin, init):
         super().__init__(n_classes, dim, init)
-        _above_0(scale=scale)
+        check_above_0(scale=scale)
         self.scale, self.margin = scale, margin
 
-    @_no_autocast
+    @without_autocast
     def forward(
         self,
         embeddings: Tensor,  # (B, dim) of unit length
@@ -139,11 +139,11 @@ class DGPCRLoss(ProxyLoss):
         init: str = "linear",  # see `init_proxies`; centers are not normalized
     ):
         super().__init__(n_classes, dim, init)
-        _above_0(scale=scale, flip=flip)
+        check_above_0(scale=scale, flip=flip)
         if not decorrelation >= 0: raise ValueError(f"decorrelation must be at least 0, got {decorrelation}")
         self.scale, self.flip, self.decorrelation = scale, flip, decorrelation
 
-    @_no_autocast
+    @without_autocast
     def logits(self, embeddings: Tensor) -> Tensor:
         "(B, n_classes) products of the scaled embeddings with the centers."
         x = self._rows(embeddings)
@@ -154,7 +154,7 @@ class DGPCRLoss(ProxyLoss):
 
 # %% ../../nbs/32_losses.classes.ipynb #433d074a
 @patch
-@_no_autocast
+@without_autocast
 def forward(
     self: DGPCRLoss,
     embeddings: Tensor,  # (B, dim) of unit length, not normalized again

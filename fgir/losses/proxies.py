@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 # %% ../../nbs/31_losses.proxies.ipynb #b314816b
-from .pairs import _above_0, _log1p_sum_exp, _no_autocast, _prepare
+from .pairs import as_rows, check_above_0, log1p_sum_exp, without_autocast
 
 # %% ../../nbs/31_losses.proxies.ipynb #803cbab8
 PROXY_INITS = {
@@ -56,7 +56,7 @@ class ProxyLoss(nn.Module):
         if learned: self.proxies = nn.Parameter(proxies)
         else: self.register_buffer("proxies", proxies)
 
-    @_no_autocast
+    @without_autocast
     def cosines(
         self,
         embeddings: Tensor,  # (B, dim) of unit length, not normalized again
@@ -88,7 +88,7 @@ def _rows(self: ProxyLoss, x: Tensor) -> Tensor:
 @patch
 def _check(self: ProxyLoss, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     "Rows and labels ready to compute with, or one clear error."
-    x, y = _prepare(self._rows(x), labels, "embeddings")
+    x, y = as_rows(self._rows(x), labels, "embeddings")
     low, high = torch.stack(y.aminmax()).tolist()
     if low < 0 or high >= self.n_classes:
         raise ValueError(f"labels must be 0 to {self.n_classes - 1}, got {low if low < 0 else high}")
@@ -108,10 +108,10 @@ class NormSoftmaxLoss(ProxyLoss):
         init: str = "unit",  # see `init_proxies`
     ):
         super().__init__(n_classes, dim, init)
-        _above_0(scale=scale)
+        check_above_0(scale=scale)
         self.scale = scale
 
-    @_no_autocast
+    @without_autocast
     def forward(
         self,
         embeddings: Tensor,  # (B, dim) of unit length
@@ -133,10 +133,10 @@ class ProxyNCALoss(ProxyLoss):
     ):
         super().__init__(n_classes, dim, init)
         if n_classes == 1: raise ValueError("ProxyNCALoss needs at least 2 classes, got 1")
-        _above_0(scale=scale)
+        check_above_0(scale=scale)
         self.scale = scale
 
-    @_no_autocast
+    @without_autocast
     def forward(
         self,
         embeddings: Tensor,  # (B, dim) of unit length
@@ -150,11 +150,11 @@ class ProxyNCALoss(ProxyLoss):
 # %% ../../nbs/31_losses.proxies.ipynb #b4bf9230
 def _pull(s: Tensor, own: Tensor, alpha: float, margin: float) -> Tensor:
     "Positive part of Proxy-Anchor: cosines of a class with its own rows, mean over the classes present."
-    return _log1p_sum_exp(-alpha * (s - margin), own, 0).sum() / own.any(0).sum()
+    return log1p_sum_exp(-alpha * (s - margin), own, 0).sum() / own.any(0).sum()
 
 def _proxy_anchor(s: Tensor, y: Tensor, alpha: float, margin: float) -> Tensor:
     own = F.one_hot(y, s.shape[1]).bool()
-    return _pull(s, own, alpha, margin) + _log1p_sum_exp(alpha * (s + margin), ~own, 0).mean()
+    return _pull(s, own, alpha, margin) + log1p_sum_exp(alpha * (s + margin), ~own, 0).mean()
 
 # %% ../../nbs/31_losses.proxies.ipynb #50233f19
 class ProxyAnchorLoss(ProxyLoss):
@@ -169,10 +169,10 @@ class ProxyAnchorLoss(ProxyLoss):
         init: str = "kaiming",  # see `init_proxies`; the default is the official code's, seed 003 has "unit"
     ):
         super().__init__(n_classes, dim, init)
-        _above_0(alpha=alpha)
+        check_above_0(alpha=alpha)
         self.alpha, self.margin = alpha, margin
 
-    @_no_autocast
+    @without_autocast
     def forward(
         self,
         embeddings: Tensor,  # (B, dim) of unit length
@@ -188,7 +188,7 @@ def _positive_weights(s: Tensor, y: Tensor, base: str, alpha: float, margin: flo
     if base == "norm_softmax": w = scale * ((scale * s).softmax(1) - 1)
     else:
         own, a = F.one_hot(y, s.shape[1]).bool(), -alpha * (s - margin)
-        w = -alpha * (a - _log1p_sum_exp(a, own, 0)).exp() / own.any(0).sum()
+        w = -alpha * (a - log1p_sum_exp(a, own, 0)).exp() / own.any(0).sum()
     return w.gather(1, y[:, None])[:, 0]
 
 # %% ../../nbs/31_losses.proxies.ipynb #863211cc
@@ -216,10 +216,10 @@ class PositiveProxyLoss(ProxyLoss):
         if base not in ("proxy_anchor", "norm_softmax"):
             raise ValueError(f"base must be 'proxy_anchor' or 'norm_softmax', got {base!r}")
         if variant not in ("P1", "P2", "P3"): raise ValueError(f"variant must be 'P1', 'P2' or 'P3', got {variant!r}")
-        _above_0(alpha=alpha, scale=scale)
+        check_above_0(alpha=alpha, scale=scale)
         self.base, self.variant, self.alpha, self.margin, self.scale = base, variant, alpha, margin, scale
 
-    @_no_autocast
+    @without_autocast
     def forward(
         self,
         embeddings: Tensor,  # (B, dim) of unit length
@@ -256,11 +256,11 @@ class MovingProxyLoss(ProxyLoss):
         init: str = "unit",  # see `init_proxies`
     ):
         super().__init__(n_classes, dim, init, learned=False)
-        _above_0(temperature=temperature)
+        check_above_0(temperature=temperature)
         if not 0 <= momentum <= 1: raise ValueError(f"momentum must be 0 to 1, got {momentum}")
         self.temperature, self.momentum = temperature, momentum
 
-    @_no_autocast
+    @without_autocast
     def forward(
         self,
         embeddings: Tensor,  # (B, dim) of unit length

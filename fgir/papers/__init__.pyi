@@ -1,16 +1,16 @@
 from .cfga import (
     CFGA as CFGA,
-    SEED_MODELS as SEED_MODELS,
     Describe as Describe,
+    SEED_MODELS as SEED_MODELS,
     activation_mask as activation_mask,
     default_layers as default_layers,
     largest_component as largest_component,
     seed_descriptor as seed_descriptor,
 )
 from .cgd import (
-    GD_CONFIGS as GD_CONFIGS,
     CGDLoss as CGDLoss,
     CGDNet as CGDNet,
+    GD_CONFIGS as GD_CONFIGS,
     cgd_learner as cgd_learner,
 )
 from .explain import (
@@ -31,14 +31,10 @@ from .fgic import (
 )
 from .formats import (
     READERS as READERS,
-    download as download,
     prepare as prepare,
-    read_table as read_table,
     write_crops as write_crops,
-    write_table as write_table,
 )
 from .programs import (
     load_seed_model as load_seed_model,
-    read_features as read_features,
     write_seed_json as write_seed_json,
 )

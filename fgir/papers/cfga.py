@@ -6,8 +6,8 @@ Docs: https://fgir.github.io/fgir/papers.cfga.html.md"""
 
 # %% auto #0
 __all__ = ['NORMS', 'LOSSES', 'PIECE', 'FAMILIES', 'POOLED', 'SEED_MODELS', 'largest_component', 'activation_mask', 'pool_masked',
-           'Call', 'Capture', 'filter_change', 'aggregate', 'describe_call', 'default_layers', 'Describe', 'CFGA',
-           'seed_descriptor']
+           'Call', 'Capture', 'forward_captured', 'filter_matrices', 'filter_change', 'aggregate', 'describe_call',
+           'default_layers', 'Describe', 'CFGA', 'seed_descriptor']
 
 # %% ../../nbs/61_papers.cfga.ipynb #6e9074df
 import math
@@ -140,7 +140,7 @@ class Capture(TorchFunctionMode):
         return call.y.clone()
 
 # %% ../../nbs/61_papers.cfga.ipynb #892ddf14
-def _forward(net: nn.Module, x: Tensor, layers: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Call]]:
+def forward_captured(net: nn.Module, x: Tensor, layers: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Call]]:
     "The map of a feature network, recorded from the first of the layers on, and their calls; within `torch.no_grad()`."
     with Capture(layers, len(x)) as capture: maps = net(x)
     missing = [name for name in layers if name not in capture.calls]
@@ -167,7 +167,7 @@ def _pads(padding, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
 
 def _pair(n) -> tuple[int, int]: return (n, n) if isinstance(n, int) else tuple(n)*(2//len(n))
 
-def _matrices(call: Call, delta: Tensor) -> tuple[Tensor, list[Tensor]]:
+def filter_matrices(call: Call, delta: Tensor) -> tuple[Tensor, list[Tensor]]:
     "δ as (N,O,P) and the input under each tap as (N,P,I); N is the number of images, times the groups."
     if call.moves is None:
         return delta.reshape(call.n, -1, delta.shape[-1]).mT, [call.x.reshape(call.n, -1, call.x.shape[-1])]
@@ -214,7 +214,7 @@ PIECE = {'cpu': 2**19, 'cuda': 2**27}
 def describe_call(call: Call, delta: Tensor, select: bool = True, direction: str = 'in') -> Tensor:
     "The descriptor of one layer, before unit length: (B,I), or (B,O) for the direction 'out'."
     with torch.autocast(delta.device.type, enabled=False):
-        delta, taps = _matrices(replace(call, x=call.x.float()), delta.float())
+        delta, taps = filter_matrices(replace(call, x=call.x.float()), delta.float())
         n = max(1, PIECE.get(delta.device.type, 2**24)//(delta.shape[1]*taps[0].shape[2]))
         parts = [aggregate(filter_change(delta[i:i + n], [x[i:i + n] for x in taps]), select, direction)
                  for i in range(0, len(delta), n)]
@@ -373,12 +373,12 @@ def _layer_vectors(self: Describe, calls: Mapping[str, Call], deltas: Mapping[st
 def _run(self: Describe, x: Tensor) -> tuple[Tensor, dict[str, Call], dict[str, Tensor]]:
     "The map, the calls of the layers, and the embedding if it is wanted."
     if 'embedding' not in self.what:
-        maps, calls = _forward(self.backbone, x, self.layers)
+        maps, calls = forward_captured(self.backbone, x, self.layers)
         return maps, calls, {}
     if self.model is self.backbone: raise ValueError('a backbone has no embedding')
     passed = []
     with self.backbone.register_forward_hook(lambda module, given, maps: passed.append(maps)):
-        embedding, calls = _forward(self.model, x, self.layers)
+        embedding, calls = forward_captured(self.model, x, self.layers)
     if not isinstance(embedding, Tensor): raise ValueError(f'{type(self.model).__name__} gives no single embedding')
     return passed[0], calls, {'embedding': embedding.detach().float()}
 

@@ -17,6 +17,7 @@ from ..backbones.nets import create_pool
 from ..losses.classes import LabelSmoothingCE
 from ..losses.pairs import BatchHardTripletLoss
 from ..training.learner import RetrievalLearner
+from ..training.recipes import register
 from ..training.runs import learner_from_recipe
 
 # %% ../../nbs/60_papers.cgd.ipynb #c5490186
@@ -79,6 +80,8 @@ class CGDLoss(nn.Module):
     def predict(self, output: tuple) -> Tensor:
         "The class that the auxiliary classifier takes each image for, (B,)."
         return output[1].argmax(dim=1)
+
+register(CGDNet, CGDLoss)
 
 # %% ../../nbs/60_papers.cgd.ipynb #5e1d8e2e
 def cgd_prefix(

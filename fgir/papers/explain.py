@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from ..data.images import load_image
 from ..data.transforms import get_transforms
-from ..features.extraction import _device, _normalization, as_descriptor, evaluating, say_crop, trained_crop
-from .cfga import Call, Describe, _forward, _matrices, aggregate, describe_call
+from ..features.extraction import as_descriptor, device_of, evaluating, normalization_of, say_crop, trained_crop
+from .cfga import Call, Describe, aggregate, describe_call, filter_matrices, forward_captured
 
 # %% ../../nbs/62_papers.explain.ipynb #9dd80029
 def as_input(
@@ -33,16 +33,16 @@ def as_input(
     tfms: str = 'cgd',  # one of `TRANSFORMS`, its test half
 ) -> Tensor:  # (1,3,H,W), on the model's device
     "Read, resize and normalize one photograph."
-    if isinstance(photo, Tensor): return photo[None].to(_device(model))
+    if isinstance(photo, Tensor): return photo[None].to(device_of(model))
     if not isinstance(photo, Image.Image): say_crop(trained_crop(model), False, photo)
     image = photo.convert('RGB') if isinstance(photo, Image.Image) else load_image(photo)
-    mean, std = (torch.tensor(v)[:, None, None] for v in _normalization(model).values())
-    return ((get_transforms(tfms, size)[1](image)/255 - mean)/std)[None].to(_device(model))
+    mean, std = (torch.tensor(v)[:, None, None] for v in normalization_of(model).values())
+    return ((get_transforms(tfms, size)[1](image)/255 - mean)/std)[None].to(device_of(model))
 
 # %% ../../nbs/62_papers.explain.ipynb #23228126
 def as_picture(x: Tensor, model: nn.Module) -> np.ndarray:  # (H,W,3) in 0..1
     "Undo the normalization of an input (1,3,H,W)."
-    mean, std = (torch.tensor(v)[:, None, None] for v in _normalization(model).values())
+    mean, std = (torch.tensor(v)[:, None, None] for v in normalization_of(model).values())
     return (x[0].cpu()*std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 # %% ../../nbs/62_papers.explain.ipynb #1c428e56
@@ -59,7 +59,7 @@ def evidence_of(
     **options,  # select and direction, as in `aggregate`
 ) -> tuple[Tensor, Tensor]:  # the descriptor (D,), not of unit length, and a map whose sum is its product with `against`
     "Split the product of a CFGA vector with another among the positions of its layer."
-    delta, taps = _matrices(replace(call, x=call.x.float()), delta.float())
+    delta, taps = filter_matrices(replace(call, x=call.x.float()), delta.float())
     weight = torch.ones(delta.shape[2], device=delta.device, requires_grad=True)
     with torch.enable_grad():
         vector = aggregate(_weighted(delta, taps, weight), **options).flatten()
@@ -69,7 +69,7 @@ def evidence_of(
 def _calls_of(descriptor: Describe, layers: Sequence[str], x: Tensor) -> tuple[dict, torch.Size]:
     "Call and δ of each layer for an image (1,3,H,W), and the size of the map."
     with evaluating(descriptor), torch.no_grad():
-        maps, calls = _forward(descriptor.backbone, x, {n: descriptor.backbone.get_submodule(n) for n in layers})
+        maps, calls = forward_captured(descriptor.backbone, x, {n: descriptor.backbone.get_submodule(n) for n in layers})
         _, _, deltas = descriptor._ask(maps, calls)
     return {n: (calls[n], deltas[n]) for n in layers}, maps.shape[2:]
 

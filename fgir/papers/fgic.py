@@ -31,7 +31,7 @@ from ..data.images import load_image, load_row
 from ..data.transforms import get_transforms
 from ..features.extraction import evaluating, extract, say_crop, trained_crop
 from ..training.learner import RetrievalLearner
-from ..training.recipes import schedule_factor
+from ..training.recipes import register, schedule_factor
 from ..training.runs import learner_from_recipe
 
 # %% ../../nbs/64_papers.fgic.ipynb #6629062a
@@ -85,6 +85,8 @@ class Classifier(nn.Module):
     def descriptor(self) -> nn.Module:
         "`embed` as a module, sharing the backbone: what `extract` and every search describe by."
         return RetrievalNet(self.backbone, self.config['pool'], dim=None)
+
+register(Classifier)
 
 # %% ../../nbs/64_papers.fgic.ipynb #8a662fa5
 def top_k_hits(

@@ -54,14 +54,14 @@ from fgir.training.recipes import (
     GROUPS,
     OPTIMIZERS,
     RECIPES,
-    _has_strides,
-    _is_number,
-    _is_text,
-    _known,
-    _list_of,
-    _whole,
     build,
+    check_known,
     get_recipe,
+    has_strides,
+    is_number,
+    is_text,
+    is_whole,
+    list_of,
     schedule_factor,
 )
 
@@ -128,7 +128,7 @@ def per_group(
     net = learn.model.groups() if hasattr(learn.model, 'groups') else [learn.model.parameters()]
     groups = dict(zip(GROUPS[:len(net)], map(list, net), strict=True))
     groups['loss'] = list(learn.loss_func.parameters())
-    for name in value: _known(name, GROUPS, 'parameter group')
+    for name in value: check_known(name, GROUPS, 'parameter group')
     missing = [name for name, parameters in groups.items() if parameters and name not in value]
     if missing: raise ValueError(f'no number for the parameter group {missing[0]!r}')
     return [value[name] for name, parameters in groups.items() if parameters]
@@ -145,7 +145,7 @@ def _recipe_dls(r: dict, table: pd.DataFrame, split: str, body: nn.Module, **kwa
 
 
 def _recipe_backbone(r: dict) -> nn.Module:
-    strides = r['strides'] and _has_strides(r['backbone'])
+    strides = r['strides'] and has_strides(r['backbone'])
     weights = str(r['weights']) if r['weights'] else None
     return create_backbone(r['backbone'], pretrained=r['pretrained'], weights=weights,
                            last_strides=tuple(r['strides']) if strides else None)
@@ -235,8 +235,8 @@ def _take_up(self: RetrievalLearner, path: Path) -> int:
     record = read_record(path)
     rows, columns, before = (record.get(k) for k in ('history', 'columns', 'epochs_before'))
     damaged = ValueError(f'{path}: the state of the run was altered; force=True begins anew')
-    if not _list_of(_is_text)(columns) or not _whole(0)(before or 0): raise damaged
-    if not _list_of(lambda row: _list_of(_is_number)(row) and len(row) <= len(columns))(rows): raise damaged
+    if not list_of(is_text)(columns) or not is_whole(0)(before or 0): raise damaged
+    if not list_of(lambda row: list_of(is_number)(row) and len(row) <= len(columns))(rows): raise damaged
     try: return self.load_state(path.stem)
     except (AttributeError, LookupError, TypeError, RuntimeError, ValueError) as e:
         raise e if str(path) in str(e) else damaged from e
