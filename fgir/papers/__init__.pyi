@@ -1,16 +1,16 @@
 from .cfga import (
     CFGA as CFGA,
-    Describe as Describe,
     SEED_MODELS as SEED_MODELS,
+    Describe as Describe,
     activation_mask as activation_mask,
     default_layers as default_layers,
     largest_component as largest_component,
     seed_descriptor as seed_descriptor,
 )
 from .cgd import (
+    GD_CONFIGS as GD_CONFIGS,
     CGDLoss as CGDLoss,
     CGDNet as CGDNet,
-    GD_CONFIGS as GD_CONFIGS,
     cgd_learner as cgd_learner,
 )
 from .explain import (

@@ -6,8 +6,8 @@ Docs: https://fgir.github.io/fgir/papers.fgic.html.md"""
 
 # %% auto #0
 __all__ = ['check_classes', 'Classifier', 'top_k_hits', 'is_classifier', 'name_classes', 'AccuracyEval', 'epoch_rate',
-           'log_lines', 'run_folder', 'TrainLog', 'fgic_learner', 'class_logits', 'accuracy', 'finish_fgic',
-           'classify_image', 'confusion', 'closest_classes', 'show_confusion', 'show_closest']
+           'run_folder', 'TrainLog', 'fgic_learner', 'class_logits', 'accuracy', 'finish_fgic', 'classify_image',
+           'confusion', 'closest_classes', 'show_confusion', 'show_closest']
 
 # %% ../../nbs/64_papers.fgic.ipynb #d334a61c
 from pathlib import Path
@@ -138,7 +138,7 @@ def epoch_rate(
     return (lr['head'] if isinstance(lr, dict) else lr)*factor(epoch/length)
 
 # %% ../../nbs/64_papers.fgic.ipynb #5f61fb94
-def log_lines(
+def _log_lines(
     learn: RetrievalLearner,
     epochs,  # rows of `learn.recorder.values`
 ) -> str:
@@ -171,7 +171,7 @@ class TrainLog(Callback):
 
     def after_epoch(self):
         with write_atomic(run_folder(self.learn)/'train_log.csv') as tmp:
-            tmp.write_text(log_lines(self.learn, self.recorder.values))
+            tmp.write_text(_log_lines(self.learn, self.recorder.values))
 
 # %% ../../nbs/64_papers.fgic.ipynb #9ba5c4a0
 def fgic_learner(
@@ -276,7 +276,7 @@ def _write_results(learn: RetrievalLearner, percent: dict):
     "Add accuracies to the log, in place of earlier ones."
     folder, heading = run_folder(learn), '===== TESTING =====\n'
     log = folder/'train_log.csv'
-    text = log.read_text() if log.exists() else log_lines(learn, learn.history)
+    text = log.read_text() if log.exists() else _log_lines(learn, learn.history)
     lines = [f'Dataset {split}\tACC:{acc:.2f}\n' for split, acc in percent.items()]
     with write_atomic(log) as tmp: tmp.write_text(text.partition(heading)[0] + heading + ''.join(lines))
     for old in folder.glob('acc_*'): old.unlink()

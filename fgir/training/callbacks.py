@@ -6,7 +6,7 @@ Docs: https://fgir.github.io/fgir/training.callbacks.html.md"""
 
 # %% auto #0
 __all__ = ['RetrievalEval', 'embedding_of', 'table_recall', 'SeedEpoch', 'FreezeBN', 'WarmUp', 'ClipValue', 'StopAfter',
-           'KeepState', 'two_errors', 'pick_epoch', 'held_out', 'too_few', 'SaveBest', 'Statistics']
+           'KeepState', 'pick_epoch', 'held_out', 'too_few', 'SaveBest', 'Statistics']
 
 # %% ../../nbs/51_training.callbacks.ipynb #f26b3979
 import math
@@ -151,7 +151,7 @@ class KeepState(Callback):
     def after_epoch(self): self.learn.save(self.fname, with_opt=self.with_opt)
 
 # %% ../../nbs/51_training.callbacks.ipynb #6aa36be9
-def two_errors(share: float, n: int) -> float:  # in units of the share
+def _two_errors(share: float, n: int) -> float:  # in units of the share
     "Two standard errors of a share of `n` images, counted with two more hits and two more misses."
     p = (min(max(share, 0), 1)*n + 2)/(n + 4)
     return 2*math.sqrt(p*(1 - p)/(n + 4))
@@ -166,7 +166,7 @@ def pick_epoch(
     values = np.nan_to_num(np.asarray(values, float), nan=-math.inf)
     if strict: return int(values.argmax()) + 1
     best = values.max()
-    return int(np.flatnonzero(values >= best - (two_errors(best, n) if n else 0))[-1]) + 1
+    return int(np.flatnonzero(values >= best - (_two_errors(best, n) if n else 0))[-1]) + 1
 
 # %% ../../nbs/51_training.callbacks.ipynb #320a5d13
 def held_out(
