@@ -1,17 +1,39 @@
+from .classic import (
+    BNInception as BNInception,
+    BVLCGoogLeNet as BVLCGoogLeNet,
+    ResponseNorm as ResponseNorm,
+)
 from .nets import (
+    AvgMax as AvgMax,
+    Concat as Concat,
+    GeM as GeM,
+    MAC as MAC,
     POOLS as POOLS,
     Pooled as Pooled,
     RetrievalNet as RetrievalNet,
+    SPoC as SPoC,
     count_operations as count_operations,
     count_parameters as count_parameters,
+    create_head as create_head,
     create_pool as create_pool,
 )
 from .registry import (
     BACKBONES as BACKBONES,
+    PROGRAM_NAMES as PROGRAM_NAMES,
+    WEIGHT_FILES as WEIGHT_FILES,
     as_backbone as as_backbone,
     create_backbone as create_backbone,
+    first_line as first_line,
+    load_weights as load_weights,
+    read_weights as read_weights,
+    tokens_to_map as tokens_to_map,
 )
 from .saving import (
+    build_model as build_model,
     load_model as load_model,
+    name_today as name_today,
+    read_record as read_record,
+    read_tensors as read_tensors,
     save_model as save_model,
+    save_tensors as save_tensors,
 )

@@ -1,9 +1,24 @@
 from .comparison import (
+    as_published as as_published,
+    best_and_worst as best_and_worst,
+    best_row as best_row,
+    caveats as caveats,
+    class_recall as class_recall,
     compare as compare,
+    content_key as content_key,
     describe_all as describe_all,
+    differs_in as differs_in,
     evaluate as evaluate,
+    is_measure as is_measure,
+    judge as judge,
+    page as page,
     report as report,
+    split_protocol as split_protocol,
+    table_html as table_html,
+    training_charts as training_charts,
 )
 from .published import (
+    KIND as KIND,
     known_numbers as known_numbers,
+    published as published,
 )

@@ -1,9 +1,34 @@
+from .faiss import (
+    BLOCK as BLOCK,
+    FaissStore as FaissStore,
+    KINDS as KINDS,
+    RANGES as RANGES,
+    cells_for as cells_for,
+    check_engine as check_engine,
+    code_bytes as code_bytes,
+    complete_settings as complete_settings,
+    faiss_store as faiss_store,
+    load_store as load_store,
+    read_store as read_store,
+    unit_rows as unit_rows,
+)
 from .index import (
     Index as Index,
     features_of as features_of,
+    photo_table as photo_table,
     show_search as show_search,
+    spellings_of as spellings_of,
+    wanted_values as wanted_values,
+    without_own as without_own,
+)
+from .milvus import (
+    MilvusStore as MilvusStore,
+    milvus_client as milvus_client,
+    new_milvus_store as new_milvus_store,
 )
 from .rerank import (
+    Projection as Projection,
+    RERANK as RERANK,
     Views as Views,
     database_augmentation as database_augmentation,
     diffusion as diffusion,

@@ -7,11 +7,20 @@ from .classes import (
 from .pairs import (
     BatchHardTripletLoss as BatchHardTripletLoss,
     MultiSimilarityLoss as MultiSimilarityLoss,
+    as_rows as as_rows,
+    check_above_0 as check_above_0,
+    hardest_pairs as hardest_pairs,
+    log1p_sum_exp as log1p_sum_exp,
+    multi_similarity_pairs as multi_similarity_pairs,
+    without_autocast as without_autocast,
 )
 from .proxies import (
     MovingProxyLoss as MovingProxyLoss,
     NormSoftmaxLoss as NormSoftmaxLoss,
+    PROXY_INITS as PROXY_INITS,
     PositiveProxyLoss as PositiveProxyLoss,
     ProxyAnchorLoss as ProxyAnchorLoss,
+    ProxyLoss as ProxyLoss,
     ProxyNCALoss as ProxyNCALoss,
+    init_proxies as init_proxies,
 )
