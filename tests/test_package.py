@@ -22,7 +22,7 @@ def test_import_is_light():
 
 
 def test_command_line_is_light():
-    assert python("import sys; from fgir import cli; print('torch' in sys.modules)") == 'False'
+    assert python("import sys; from fgir.app import cli; print('torch' in sys.modules)") == 'False'
 
 
 @pytest.mark.parametrize('name', fgir.__all__)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from timm.optim import AdamP
 from torch import nn
 
-from fgir import recipes as book
+from fgir.training import recipes as book
 from fgir.backbones.nets import RetrievalNet, create_backbone, read_record
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
