@@ -129,8 +129,8 @@ def test_two_that_add_at_once_both_do(fish, gallery, tmp_path):
 
 def slowly(*words):
     "Call a command that takes its time after each image."
-    fill = fgir.features._Store.fill
-    fgir.features._Store.fill = lambda *a: (fill(*a), time.sleep(.05))
+    fill = fgir.features.store._Store.fill
+    fgir.features.store._Store.fill = lambda *a: (fill(*a), time.sleep(.05))
     return call(*words)
 
 
@@ -161,8 +161,8 @@ def test_commands_that_were_killed_go_on_and_are_in_nobodys_way(fish, gallery, c
         assert capsys.readouterr().err == (f'{str(part)[:-18]}: from another command that was interrupted; '
                                            'it is kept, delete it if nobody needs it\n')
         assert part.read_bytes() == kept and len(Index.load(gallery)) == 24
-    seen, fill = [], fgir.features._Store.fill
-    monkeypatch.setattr(fgir.features._Store, 'fill', lambda self, rows, named: (seen.extend(rows), fill(self, rows, named)))
+    seen, fill = [], fgir.features.store._Store.fill
+    monkeypatch.setattr(fgir.features.store._Store, 'fill', lambda self, rows, named: (seen.extend(rows), fill(self, rows, named)))
     assert not call(*add)
     assert len(seen) == 24 - done and len(Index.load(gallery)) == 48
     assert sorted(p.name for p in folder.iterdir()) == ['fish.safetensors', 'net.pth'] and not other.exists()

@@ -421,7 +421,7 @@ def test_seeds_differ_and_repeat(table, tmp_path):
     (dict(recipe='pp_proxy_ankor'), 'did you mean pp_proxy_anchor'), (dict(epoch=2), "setting 'epoch'.*epochs"),
     (dict(undo='sign_flip'), 'quirk of pp_proxy_anchor'), (dict(optimizer='adamq'), "optimizer 'adamq'"),
     (dict(schedule='staircase'), "schedule 'staircase'"), (dict(precision='int8'), 'precision'), (dict(epochs=0), 'epochs'),
-    (dict(loss=dict(gamma=2)), 'ProxyAnchorLoss.*gamma'), (dict(net='Features'), 'not a module'),
+    (dict(loss=dict(gamma=2)), 'ProxyAnchorLoss.*gamma'), (dict(net='Features'), 'unknown'),
     (dict(valid='best'), "'last', 'test' or a fraction"), (dict(schedule=dict(by=2)), 'schedule steps.*by'),
     (dict(epochs='3'), 'epochs'), (dict(epochs=2.5), 'epochs'), (dict(epochs=2, steps=3), 'one of the two'),
     (dict(lr=-1.), 'lr: expected numbers'), (dict(lr='abc'), 'lr: expected numbers'), (dict(ks='1,2'), 'ks'), (dict(ks=1), 'ks'),

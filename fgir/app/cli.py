@@ -577,7 +577,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(metavar='NAME', help='A recipe.', show_default='all, one a line')] = None,
 ):
     "List the recipes of `fgir train`, or the settings of one as `--set` takes them."
-    from fgir import recipes as book
+    from fgir.training import recipes as book
 
     if name is None: return print(book.recipes().drop(columns='quirks').to_string())
     r = book.get_recipe(name.replace('-', '_'))
