@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from timm.optim import AdamP
 from torch import nn
 
-from fgir.training import recipes as book
 from fgir.backbones.nets import RetrievalNet, create_backbone, read_record
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
@@ -23,6 +22,7 @@ from fgir.data.table import hold_out_classes
 from fgir.losses import pairs as losses
 from fgir.losses.pairs import BatchHardTripletLoss
 from fgir.papers.cgd import CGDLoss, CGDNet
+from fgir.training import recipes as book
 from fgir.training.learner import ClipValue, FreezeBN, WarmUp, pick_epoch, retrieval_learner
 from fgir.training.recipes import (
     CHECKS,
