@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..backbones.nets import create_pool
 from ..losses.pairs import BatchHardTripletLoss, LabelSmoothingCE
 from ..training.learner import RetrievalLearner
-from ..training.recipes import learner_from_recipe, register
+from ..training.recipes import learner_from_recipe
 
 # %% ../../nbs/60_papers.cgd.ipynb #c5490186
 GD_CONFIGS = ('S', 'M', 'G', 'SM', 'MS', 'SG', 'GS', 'MG', 'GM', 'SMG', 'MSG', 'GSM')
@@ -78,8 +78,6 @@ class CGDLoss(nn.Module):
     def predict(self, output: tuple) -> Tensor:
         "The class that the auxiliary classifier takes each image for, (B,)."
         return output[1].argmax(dim=1)
-
-register(CGDNet, CGDLoss)
 
 # %% ../../nbs/60_papers.cgd.ipynb #5e1d8e2e
 def cgd_prefix(

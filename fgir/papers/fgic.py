@@ -30,7 +30,7 @@ from ..data.files import write_atomic
 from ..data.table import load_image, load_row
 from ..features.store import evaluating, extract, say_crop, trained_crop
 from ..training.learner import RetrievalLearner
-from ..training.recipes import learner_from_recipe, register, schedule_factor
+from ..training.recipes import learner_from_recipe, schedule_factor
 
 # %% ../../nbs/64_papers.fgic.ipynb #6629062a
 def check_classes(table: pd.DataFrame):
@@ -83,8 +83,6 @@ class Classifier(nn.Module):
     def descriptor(self) -> nn.Module:
         "`embed` as a module, sharing the backbone: what `extract` and every search describe by."
         return RetrievalNet(self.backbone, self.config['pool'], dim=None)
-
-register(Classifier)
 
 # %% ../../nbs/64_papers.fgic.ipynb #8a662fa5
 def top_k_hits(
