@@ -30,5 +30,6 @@ setup(
     extras_require={"dev": lines("dev_requirements") + lines("milvus_requirements") + lines("app_requirements"),
                     "milvus": lines("milvus_requirements"), "app": lines("app_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["fgir = fgir._modidx:d"],
-                  "fgir.recipes": ["cgd = fgir.papers.cgd", "fgic = fgir.papers.fgic"]},
+                  "fgir.classes": ["CGDNet = fgir.papers.cgd:CGDNet", "CGDLoss = fgir.papers.cgd:CGDLoss",
+                                   "Classifier = fgir.papers.fgic:Classifier"]},
 )

@@ -81,8 +81,6 @@ class CGDLoss(nn.Module):
         "The class that the auxiliary classifier takes each image for, (B,)."
         return output[1].argmax(dim=1)
 
-register(CGDNet, CGDLoss)
-
 # %% ../../nbs/60_papers.cgd.ipynb #5e1d8e2e
 def cgd_prefix(
     recipe: dict,  # the settings of a run, see `get_recipe`

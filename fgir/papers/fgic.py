@@ -86,8 +86,6 @@ class Classifier(nn.Module):
         "`embed` as a module, sharing the backbone: what `extract` and every search describe by."
         return RetrievalNet(self.backbone, self.config['pool'], dim=None)
 
-register(Classifier)
-
 # %% ../../nbs/64_papers.fgic.ipynb #8a662fa5
 def top_k_hits(
     logits: Tensor,  # (N, C)

@@ -6,12 +6,11 @@ Docs: https://fgir.github.io/fgir/training.recipes.html.md"""
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'QUIRKS', 'RECIPES', 'OPTIMIZERS', 'SCHEDULES', 'GROUPS', 'CHECKS', 'recipes', 'schedule_factor',
-           'check_known', 'register', 'known_classes', 'is_number', 'build', 'get_recipe', 'has_strides', 'is_whole',
-           'list_of', 'is_text']
+           'check_known', 'is_number', 'build', 'get_recipe', 'has_strides', 'is_whole', 'list_of', 'is_text']
 
 # %% ../../nbs/53_training.recipes.ipynb #8b11198d
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache, partial
@@ -208,22 +207,13 @@ def check_known(word: str, words: Iterable, what: str):
                      f"{', did you mean ' + ' or '.join(near) if near else ''}")
 
 # %% ../../nbs/53_training.recipes.ipynb #c1a55e51
-_CLASSES = {}
-
-def register(*classes: type[nn.Module]) -> None:
-    "Let recipes name these networks and losses."
-    _CLASSES.update({cls.__name__: cls for cls in classes})
-
-register(RetrievalNet, *(getattr(losses, name) for name in losses.__all__))
-
 @cache
-def _registered_by_others() -> None:
-    for point in entry_points(group='fgir.recipes'): point.load()
-
-def known_classes() -> dict[str, type[nn.Module]]:
-    "The networks and losses that recipes may name, by name."
-    _registered_by_others()
-    return _CLASSES
+def _known_classes() -> dict[str, Callable[[], type[nn.Module]]]:
+    "What imports each class that a recipe may name."
+    near = [RetrievalNet, *(getattr(losses, name) for name in losses.__all__)]
+    near = [cls for cls in near if isinstance(cls, type) and issubclass(cls, nn.Module)]
+    return {cls.__name__: lambda cls=cls: cls for cls in near} | {
+        point.name: point.load for point in entry_points(group='fgir.classes')}
 
 # %% ../../nbs/53_training.recipes.ipynb #93673f60
 def _settings_of(spec: Mapping) -> dict: return {k: v for k, v in spec.items() if k != 'name'}
@@ -241,8 +231,8 @@ def _fits(value, kind) -> bool:
 
 def _class_of(spec: Mapping) -> type:
     "The class of fgir that a recipe names, its settings checked by name and kind."
-    check_known(spec.get('name'), known_classes(), 'class of fgir')
-    cls = known_classes()[spec['name']]
+    check_known(spec.get('name'), _known_classes(), 'class of fgir')
+    cls = _known_classes()[spec['name']]()
     takes = signature(cls).parameters
     for key, value in _settings_of(spec).items():
         check_known(key, takes, f"setting of {spec['name']}")
@@ -316,7 +306,7 @@ def _value_of(r: dict, entry: str):
         unit = groups['head'] if name == 'lr' else 1
         return round(groups[part]/unit, 6) if unit else None
     if not isinstance(r[name], Mapping): return None
-    takes = signature(known_classes()[r[name]['name']]).parameters
+    takes = signature(_known_classes()[r[name]['name']]()).parameters
     return r[name].get(part, takes[part].default) if part in takes else None
 
 
