@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from scipy.io import savemat
 
+import fgir.data.archives as archives
 import fgir.papers.formats as formats
 from fgir.data.archives import SOURCES, download, extract_archive, read_cars_devkit
 from fgir.data.csv import read_table, write_table
@@ -462,14 +463,14 @@ def test_malicious_archive_leaves_nothing(tmp_path, kind):
 @pytest.mark.parametrize('files', [[2**19], [2**17]*4, [0]*1024], ids=['one', 'four', 'many'])
 def test_archives_that_unpack_to_too_much(tmp_path, monkeypatch, kind, files):
     "The first file that is too much is not written, nor the others kept."
-    monkeypatch.setitem(formats._ROOM, 'bytes', 2**18)
-    monkeypatch.setitem(formats._ROOM, 'times', 0)
+    monkeypatch.setitem(archives._ROOM, 'bytes', 2**18)
+    monkeypatch.setitem(archives._ROOM, 'times', 0)
     members = [(f'{i}.txt', '0'*size) for i, size in enumerate(files)]
     (tmp_path/'bomb').write_bytes(zip_of(*members) if kind == 'zip' else tar_of(*members, mode=f'w:{kind}'))
     with pytest.raises(ValueError, match=r'bomb: cannot be unpacked: more than 262144 bytes come out of \d+$'):
         extract_archive(tmp_path/'bomb', tmp_path/'out', progress=False)
     assert os.listdir(tmp_path) == ['bomb']
-    monkeypatch.setitem(formats._ROOM, 'bytes', 2**20)
+    monkeypatch.setitem(archives._ROOM, 'bytes', 2**20)
     assert extract_archive(tmp_path/'bomb', tmp_path/'out', progress=False)
 
 
@@ -598,7 +599,7 @@ def archive_of(folder: Path, top: str, extra: str | None = None) -> bytes:
 
 def test_download_cub(tmp_path, birds, server):
     server.files['/CUB_200_2011.tgz'] = archive_of(tmp_path/'cub', 'CUB_200_2011', 'attributes.txt')
-    with patch.dict(formats.ARCHIVES, cub=(f'{server.url}/CUB_200_2011.tgz', 'images.txt')):
+    with patch.dict(archives.ARCHIVES, cub=(f'{server.url}/CUB_200_2011.tgz', 'images.txt')):
         server.half = True
         with pytest.raises(OSError, match='CUB_200_2011.tgz: could not be downloaded: .*(cut short|only)'):
             download('cub', tmp_path/'out', progress=False)
@@ -616,7 +617,7 @@ def test_download_cars_lacks_labels_and_says_so(tmp_path, server):
     kit = miniature.cars_devkit(tmp_path/'kit')
     (kit/'devkit').rename(tmp_path/'devkit')
     server.files['/stanford-cars.tgz'] = archive_of(kit, 'stanford-cars')
-    with patch.dict(formats.ARCHIVES, cars=(f'{server.url}/stanford-cars.tgz', 'cars_train')):
+    with patch.dict(archives.ARCHIVES, cars=(f'{server.url}/stanford-cars.tgz', 'cars_train')):
         with pytest.warns(UserWarning, match='labels are missing.*cars_test_annos_withlabels.mat'):
             root = download('cars', tmp_path/'out', progress=False)
     with pytest.raises(FileNotFoundError, match='cars_annos.mat: annotation file is missing. Cars-196: ROOT holds'):
@@ -627,11 +628,11 @@ def test_download_cars_lacks_labels_and_says_so(tmp_path, server):
 
 
 def test_download_errors(tmp_path, server):
-    with patch.dict(formats.ARCHIVES, cub=(f'{server.url}/none.tgz', 'images.txt')):
+    with patch.dict(archives.ARCHIVES, cub=(f'{server.url}/none.tgz', 'images.txt')):
         with pytest.raises(OSError, match='none.tgz: could not be downloaded'):
             download('cub', tmp_path/'out', progress=False)
     server.files['/odd.tgz'] = tar_of(GOOD)
-    with patch.dict(formats.ARCHIVES, cub=(f'{server.url}/odd.tgz', 'images.txt')):
+    with patch.dict(archives.ARCHIVES, cub=(f'{server.url}/odd.tgz', 'images.txt')):
         with patch.object(formats, 'check', return_value=False), pytest.raises(OSError, match='not the file that fastai'):
             download('cub', tmp_path/'out', progress=False)
         assert not list((tmp_path/'out').iterdir())
@@ -654,8 +655,8 @@ def test_unknown_name(tmp_path):
 
 
 def test_addresses_are_fastai_s():
-    checks = formats.checks_module(formats.fastai.data).read_text()
-    assert all(f"'{url}'" in checks for url, _ in formats.ARCHIVES.values())
+    checks = archives.checks_module(archives.fastai.data).read_text()
+    assert all(f"'{url}'" in checks for url, _ in archives.ARCHIVES.values())
     assert set(SOURCES) == set(formats.READERS) == set(miniature.SETS)
 
 

@@ -441,7 +441,7 @@ def test_cached_equals_uncached(fish, tmp_path, tfms, crop):
 
 def test_cached_loader_opens_no_photograph(own_fish, tmp_path, monkeypatch):
     dls = retrieval_dls(own_fish, 24, bs=4, cache=tmp_path / 'cache', progress=False)
-    monkeypatch.setattr('fgir.data.table.load_image', None)
+    monkeypatch.setattr('fgir.data.images.load_image', None)
     assert len(pixels(dls.train)) == 32 and len(pixels(dls.valid)) == 33
 
 
@@ -455,7 +455,7 @@ def test_cache_keeps_the_aspect(fish, tmp_path):
 def test_full_cache_is_not_decoded_again(fish, tmp_path, monkeypatch):
     resize_cache(fish, 32, tmp_path, progress=False)
     written = (tmp_path / 'pixels.bin').stat().st_mtime_ns
-    monkeypatch.setattr('fgir.data.batches.load_row', None)
+    monkeypatch.setattr('fgir.data.cache.load_row', None)
     assert resize_cache(fish[10:20], 32, tmp_path, progress=False).attrs['cache'] == str(tmp_path)
     assert (tmp_path / 'pixels.bin').stat().st_mtime_ns == written
 

@@ -10,8 +10,20 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from fgir.data import table as data
-from fgir.data.files import write_atomic, write_folder_atomic
+import fgir
+from fgir.data.files import shared_dir, write_atomic, write_folder_atomic
+from fgir.data.images import BadImage, check_images, drop_bad, load_image, load_row
+from fgir.data.readers import (
+    _IMAGE_EXTENSIONS,
+    FORMATS,
+    read_aircraft,
+    read_cars,
+    read_cub,
+    read_folder,
+    read_inshop,
+    read_sop,
+)
+from fgir.data.table import BOX, hold_out_classes, make_table
 
 CLASSES = ['001.Finch', '002.Siskin', '003.Jay', '004.Crow']
 CUB = {
@@ -45,8 +57,8 @@ IMAGES = {
     'aircraft': [f'images/{i}.jpg' for i in ('0034309', '0034958', '0037511')],
     'folder': [f'{c}/{i}.jpg' for c in CLASSES for i in range(2)]}
 TEXTS = {'cub': CUB, 'sop': SOP, 'inshop': INSHOP, 'aircraft': AIRCRAFT, 'cars': {}, 'folder': {}}
-READ = {'cub': data.read_cub, 'cars': data.read_cars, 'sop': data.read_sop, 'inshop': data.read_inshop,
-        'aircraft': data.read_aircraft, 'folder': data.read_folder}
+READ = {'cub': read_cub, 'cars': read_cars, 'sop': read_sop, 'inshop': read_inshop,
+        'aircraft': read_aircraft, 'folder': read_folder}
 CARS_FIELDS = ['relative_im_path', 'bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2', 'class', 'test']
 
 
@@ -95,7 +107,7 @@ def test_whole(lay_out, name, as_path):
     assert table.attrs == {'root': str(lay_out(name)), 'dataset': name, **rule}
     assert table['label'].dtype == np.int64 and table['label'].min() == 0
     assert isinstance(table.index, pd.RangeIndex)
-    assert not data.check_images(table, progress=False, crop='x1' in table)
+    assert not check_images(table, progress=False, crop='x1' in table)
 
 
 @pytest.mark.parametrize('name', READ)
@@ -216,42 +228,42 @@ def test_cub_official_faults(lay_out):
     root = lay_out('cub')
     official = root/'train_test_split.txt'
     official.write_text(CUB[official.name].replace('\n6 0', '\n6 2'))
-    refused(lambda: data.read_cub(root, 'official'), ValueError, 'train_test_split.txt, line 6', 'found 2')
+    refused(lambda: read_cub(root, 'official'), ValueError, 'train_test_split.txt, line 6', 'found 2')
     official.write_text(CUB[official.name].replace('\n6 0', ''))
-    refused(lambda: data.read_cub(root, 'official'), ValueError, 'train_test_split.txt: image 6 has no split')
+    refused(lambda: read_cub(root, 'official'), ValueError, 'train_test_split.txt: image 6 has no split')
     official.unlink()
-    refused(lambda: data.read_cub(root, 'official'), FileNotFoundError, 'train_test_split.txt: annotation file')
+    refused(lambda: read_cub(root, 'official'), FileNotFoundError, 'train_test_split.txt: annotation file')
 
 
 def test_cub_splits_and_boxes(lay_out):
     root = lay_out('cub')
-    table = data.read_cub(root)
+    table = read_cub(root)
     assert table['split'].tolist() == ['train']*6 + ['test']*6
-    assert table[data.BOX].iloc[0].tolist() == [1, 2, 11, 11]
-    assert data.read_cub(root, 'official')['split'].tolist() == ['train', 'test']*6
+    assert table[BOX].iloc[0].tolist() == [1, 2, 11, 11]
+    assert read_cub(root, 'official')['split'].tolist() == ['train', 'test']*6
 
 
 def test_cub_class_zero_without_names(lay_out):
     root = lay_out('cub')
     (root/'classes.txt').unlink()
     (root/'image_class_labels.txt').write_text(CUB['image_class_labels.txt'].replace('\n3 1', '\n3 0'))
-    refused(lambda: data.read_cub(root), ValueError, 'image_class_labels.txt, line 3: expected a class from 1, found 0')
+    refused(lambda: read_cub(root), ValueError, 'image_class_labels.txt, line 3: expected a class from 1, found 0')
 
 
 def test_text_in_other_encodings(lay_out):
     root = lay_out('cub')
     (root/'images.txt').write_bytes(b'\xef\xbb\xbf' + CUB['images.txt'].replace('\n', '\r\n').encode() + b'\r\n\r\n')
-    assert len(data.read_cub(root)) == 12
+    assert len(read_cub(root)) == 12
     (root/'images.txt').write_bytes(CUB['images.txt'].replace('003.Jay/7', '003.J\xe4y/7').encode('latin-1'))
-    refused(lambda: data.read_cub(root), FileNotFoundError, 'images.txt, line 7: no image')
+    refused(lambda: read_cub(root), FileNotFoundError, 'images.txt, line 7: no image')
 
 
 def test_one_class_has_no_zero_shot_split(lay_out):
     root = lay_out('folder')
-    refused(lambda: data.read_folder(root/'..'/root.name/CLASSES[0]), ValueError, 'an image outside of a class folder')
+    refused(lambda: read_folder(root/'..'/root.name/CLASSES[0]), ValueError, 'an image outside of a class folder')
     (root/'only').mkdir()
     (root/CLASSES[0]).rename(root/'only'/'x')
-    refused(lambda: data.read_folder(root/'only'), ValueError, 'zero-shot split needs 2 classes or more, found 1')
+    refused(lambda: read_folder(root/'only'), ValueError, 'zero-shot split needs 2 classes or more, found 1')
 
 
 CARS_FAULTS = [
@@ -269,93 +281,93 @@ def test_cars_fault(lay_out, field, value, message):
     root, records = lay_out('cars'), cars_records()
     records[2][field] = value
     write_cars(root, records)
-    refused(lambda: data.read_cars(root), (ValueError, FileNotFoundError), f'cars_annos.mat, {message}')
+    refused(lambda: read_cars(root), (ValueError, FileNotFoundError), f'cars_annos.mat, {message}')
 
 
 def test_cars_other_faults(lay_out):
     root = lay_out('cars')
     write_cars(root, cars_records(), names='ABCDE')
-    refused(lambda: data.read_cars(root), ValueError, "cars_annos.mat, class 5: class 'E' has no image")
+    refused(lambda: read_cars(root), ValueError, "cars_annos.mat, class 5: class 'E' has no image")
     write_cars(root, cars_records(), fields=['fname', *CARS_FIELDS[1:]])
-    refused(lambda: data.read_cars(root), ValueError, 'cars_annos.mat, record 1', 'relative_im_path')
+    refused(lambda: read_cars(root), ValueError, 'cars_annos.mat, record 1', 'relative_im_path')
     savemat(root/'cars_annos.mat', {'names': [1]})
-    refused(lambda: data.read_cars(root), ValueError, 'cars_annos.mat: expected a .mat file', 'annotations')
+    refused(lambda: read_cars(root), ValueError, 'cars_annos.mat: expected a .mat file', 'annotations')
     for content in (b'', b'<html>', (root/'cars_annos.mat').read_bytes()[:150]):
         (root/'cars_annos.mat').write_bytes(content)
-        refused(lambda: data.read_cars(root), ValueError, 'cars_annos.mat: expected a .mat file')
+        refused(lambda: read_cars(root), ValueError, 'cars_annos.mat: expected a .mat file')
 
 
 def test_cars_order_and_splits(lay_out):
     root, records = lay_out('cars'), cars_records()[::-1]
     write_cars(root, records)
-    table = data.read_cars(root)
+    table = read_cars(root)
     assert table['path'].tolist() == [r[0] for r in records]
     assert table['split'].tolist() == ['test']*4 + ['train']*4
-    assert table[data.BOX].iloc[0].tolist() == [1, 2, 15, 12]
-    assert data.read_cars(root, 'official')['split'].tolist() == ['test', 'train']*4
+    assert table[BOX].iloc[0].tolist() == [1, 2, 15, 12]
+    assert read_cars(root, 'official')['split'].tolist() == ['test', 'train']*4
 
 
 def test_sop_classes(lay_out):
-    table = data.read_sop(lay_out('sop'))
+    table = read_sop(lay_out('sop'))
     assert table['name'].tolist() == ['bicycle 1', 'bicycle 2', 'lamp 3', 'lamp 4']
     assert table['split'].tolist() == ['train', 'train', 'test', 'test']
 
 
 def test_inshop_layouts(lay_out):
     root = lay_out('inshop')
-    boxes = data.read_inshop(root)[data.BOX]
+    boxes = read_inshop(root)[BOX]
     assert boxes.iloc[0].tolist() == [1, 2, 15, 12]
     (root/'Eval'/'list_eval_partition.txt').rename(root/'list_eval_partition.txt')
     (root/'Anno'/'list_bbox_inshop.txt').rename(root/'Eval'/'list_bbox_inshop.txt')
     (root/'Img'/'img').rename(root/'img')
     (root/'Img').rmdir()
-    table = data.read_inshop(root)
+    table = read_inshop(root)
     assert table['path'].tolist() == CLOTHES
     assert table['split'].tolist() == ['train', 'train', 'query', 'gallery']
     assert table['label'].tolist() == [0, 0, 1, 1]
-    pd.testing.assert_frame_equal(table[data.BOX], boxes)
+    pd.testing.assert_frame_equal(table[BOX], boxes)
 
 
 def test_aircraft_levels_and_boxes(lay_out):
     root = lay_out('aircraft')
-    table = data.read_aircraft(root, 'family', 'official')
+    table = read_aircraft(root, 'family', 'official')
     assert table['name'].tolist() == ['Boeing 747', 'A320', 'A320']
     assert table['split'].tolist() == ['train', 'train', 'test']
-    assert table[data.BOX].iloc[0].tolist() == [0, 1, 16, 12]
-    refused(lambda: data.read_aircraft(root, 'genus'), ValueError, "level: expected one of", "found 'genus'")
+    assert table[BOX].iloc[0].tolist() == [0, 1, 16, 12]
+    refused(lambda: read_aircraft(root, 'genus'), ValueError, "level: expected one of", "found 'genus'")
 
 
 def test_folder_splits(lay_out):
     root = lay_out('folder')
-    assert data.read_folder(root)['split'].tolist() == ['train']*4 + ['test']*4
-    assert set(data.read_folder(root, 'query')['split']) == {'query'}
+    assert read_folder(root)['split'].tolist() == ['train']*4 + ['test']*4
+    assert set(read_folder(root, 'query')['split']) == {'query'}
     for split, classes in {'train': CLASSES[:2], 'test': CLASSES[2:]}.items():
         (root/split).mkdir()
         for c in classes:
             (root/c).rename(root/split/c)
-    table = data.read_folder(root)
+    table = read_folder(root)
     assert dict(zip(table['name'], table['split'], strict=True)) == dict(
         zip(CLASSES, ['train', 'train', 'test', 'test'], strict=True))
     assert sorted(set(table['label'])) == [0, 1, 2, 3]
     (root/'005.Owl').mkdir()
-    refused(lambda: data.read_folder(root), ValueError, "005.Owl: a class folder beside the split folder 'test'")
+    refused(lambda: read_folder(root), ValueError, "005.Owl: a class folder beside the split folder 'test'")
 
 
 def test_folder_faults(lay_out, tmp_path):
     root = lay_out('folder')
     (root/'005.Owl').mkdir()
     (root/'005.Owl'/'Thumbs.db').write_text('')
-    refused(lambda: data.read_folder(root), ValueError, '005.Owl: a class folder without an image')
+    refused(lambda: read_folder(root), ValueError, '005.Owl: a class folder without an image')
     (root/'005.Owl'/'deeper').mkdir()
     Image.new('RGB', (4, 4)).save(root/'005.Owl'/'deeper'/'A.PNG')
     (root/'readme.txt').write_text('passed over')
     (root/'._a.jpg').write_text('passed over')
     (root/'.cache').mkdir()
-    assert data.read_folder(root)['path'].iloc[-1] == '005.Owl/deeper/A.PNG'
+    assert read_folder(root)['path'].iloc[-1] == '005.Owl/deeper/A.PNG'
     Image.new('RGB', (4, 4)).save(root/'stray.jpg')
-    refused(lambda: data.read_folder(root), ValueError, 'stray.jpg: an image outside of a class folder')
+    refused(lambda: read_folder(root), ValueError, 'stray.jpg: an image outside of a class folder')
     (tmp_path/'empty').mkdir()
-    refused(lambda: data.read_folder(tmp_path/'empty'), ValueError, 'empty: no class folder with images')
+    refused(lambda: read_folder(tmp_path/'empty'), ValueError, 'empty: no class folder with images')
 
 
 TABLE_FAULTS = [
@@ -382,13 +394,13 @@ TABLE_FAULTS = [
 @pytest.mark.parametrize('fault,message', TABLE_FAULTS)
 def test_make_table_fault(tmp_path, fault, message):
     good = dict(paths=['a', 'b'], labels=[0, 1], names=['x', 'y'], splits='train', root=tmp_path, dataset='x')
-    data.make_table(**good)
-    refused(lambda: data.make_table(**good | fault), ValueError, message)
+    make_table(**good)
+    refused(lambda: make_table(**good | fault), ValueError, message)
 
 
 def test_paths_with_dots_and_colons(tmp_path):
     paths = ['a..b/c.jpg', '..a/b.jpg', 'a/...jpg', 'owl: barn/x.jpg']
-    assert data.make_table(paths, [0]*4, ['x']*4, 'train', tmp_path, 'x')['path'].tolist() == paths
+    assert make_table(paths, [0]*4, ['x']*4, 'train', tmp_path, 'x')['path'].tolist() == paths
 
 
 @pytest.fixture
@@ -401,7 +413,7 @@ def picture():
 
 def saved(path, img, **kwargs):
     img.save(path, **kwargs)
-    return data.load_image(path)
+    return load_image(path)
 
 
 def near(img, xy, color, eps=6):
@@ -476,12 +488,12 @@ def test_the_largest_number_tells_the_range(tmp_path, dtype, most, wanted):
 @pytest.mark.parametrize('values', [[0, 65536], [-1, 200], [-2**31, 2**31 - 1]])
 def test_numbers_without_a_range_are_refused(tmp_path, values):
     Image.fromarray(np.array([values], dtype=np.int32)).save(tmp_path/'x.tif')
-    refused(lambda: data.load_image(tmp_path/'x.tif'), data.BadImage, f'x.tif: an image of numbers from {values[0]} to {values[1]}')
+    refused(lambda: load_image(tmp_path/'x.tif'), BadImage, f'x.tif: an image of numbers from {values[0]} to {values[1]}')
 
 
 def test_floating_point_is_refused(tmp_path):
     Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path/'x.tif')
-    refused(lambda: data.load_image(tmp_path/'x.tif'), data.BadImage, 'x.tif: an image of floating-point numbers')
+    refused(lambda: load_image(tmp_path/'x.tif'), BadImage, 'x.tif: an image of floating-point numbers')
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -497,15 +509,15 @@ def test_exif_orientation(tmp_path, picture, orientation, ext):
     assert out.size == (40, 30)
     near(out, (5, 5), (20, 30, 40), 12)
     near(out, (30, 20), (200, 120, 40), 12)
-    near(data.load_image(tmp_path/f'x.{ext}', box=(2, 2, 12, 12)), (5, 5), (20, 30, 40), 12)
+    near(load_image(tmp_path/f'x.{ext}', box=(2, 2, 12, 12)), (5, 5), (20, 30, 40), 12)
 
 
 @pytest.mark.parametrize('exif', [b'Exif\0\0', b'Exif\0\0II*\0\xff\xff\xff\xff', b'Exif\0\0MM\0*\0\0\0\x08\xff\xff', b'junk'])
 def test_damaged_exif_is_read_or_named(tmp_path, picture, exif):
     picture.save(tmp_path/'x.jpg', exif=exif)
     try:
-        assert data.load_image(tmp_path/'x.jpg').size == (40, 30)
-    except data.BadImage as e:
+        assert load_image(tmp_path/'x.jpg').size == (40, 30)
+    except BadImage as e:
         assert 'x.jpg: ' in str(e)
 
 
@@ -516,26 +528,26 @@ def test_truncated(tmp_path, ext, part):
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:int(part*path.stat().st_size)])
-    refused(lambda: data.load_image(path), data.BadImage, f'{path}: ')
+    refused(lambda: load_image(path), BadImage, f'{path}: ')
 
 
 @pytest.mark.parametrize('content', [b'', b'<html>404</html>', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'\0'*999])
 def test_not_an_image(tmp_path, content):
     (tmp_path/'x.jpg').write_bytes(content)
-    refused(lambda: data.load_image(tmp_path/'x.jpg'), data.BadImage, 'x.jpg: ')
+    refused(lambda: load_image(tmp_path/'x.jpg'), BadImage, 'x.jpg: ')
 
 
 def test_files_that_cannot_be_opened(tmp_path):
-    refused(lambda: data.load_image(tmp_path/'no.jpg'), FileNotFoundError, 'no.jpg')
-    refused(lambda: data.load_image(tmp_path), IsADirectoryError, str(tmp_path))
+    refused(lambda: load_image(tmp_path/'no.jpg'), FileNotFoundError, 'no.jpg')
+    refused(lambda: load_image(tmp_path), IsADirectoryError, str(tmp_path))
 
 
 def test_no_image_is_opened_but_by_the_list_of_formats():
     "EPS files, which Pillow gives to Ghostscript, must not be opened anywhere."
-    calls = [(f.name, line) for f in Path(data.__file__).parent.glob('*.py') for line in f.read_text().splitlines()
+    calls = [(f.name, line) for f in Path(fgir.__file__).parent.rglob('*.py') for line in f.read_text().splitlines()
              if re.search(r'Image\.open\(|imread|read_image|PILImage', line)]
     assert calls and [c for c in calls if 'formats=' not in c[1]] == []
-    assert set(data.FORMATS) <= {'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000'}
+    assert set(FORMATS) <= {'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000'}
 
 
 EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%touch ran) (w) file\n%%EOF\n'
@@ -546,9 +558,9 @@ FLI = (b'\x80\0\0\0\x12\xaf\1\0' + b'\x08\0'*2).ljust(128, b'\0')
 def test_other_formats_are_not_opened(tmp_path, monkeypatch, content):
     monkeypatch.setattr('subprocess.Popen', lambda *args, **kwargs: pytest.fail('a program was started'))
     (tmp_path/'x.jpg').write_bytes(content)
-    refused(lambda: data.load_image(tmp_path/'x.jpg'), data.BadImage, 'x.jpg: not an image that can be identified')
-    table = data.make_table(['x.jpg'], [0], ['a'], 'test', tmp_path, 'x')
-    assert len(data.check_images(table, progress=False)) == 1
+    refused(lambda: load_image(tmp_path/'x.jpg'), BadImage, 'x.jpg: not an image that can be identified')
+    table = make_table(['x.jpg'], [0], ['a'], 'test', tmp_path, 'x')
+    assert len(check_images(table, progress=False)) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes on this system')
@@ -560,44 +572,44 @@ def test_pipes_sockets_and_devices_are_no_images(tmp_path, monkeypatch):
         (tmp_path/'device.jpg').symlink_to('/dev/zero')
         names = ['pipe.jpg', 'socket.jpg', 'device.jpg']
         for name in names:
-            refused(lambda name=name: data.load_image(tmp_path/name), data.BadImage, f'{name}: a pipe, socket or device')
-        table = data.make_table(names, [0]*3, ['a']*3, 'test', tmp_path, 'x')
-        assert len(data.check_images(table, progress=False)) == 3
+            refused(lambda name=name: load_image(tmp_path/name), BadImage, f'{name}: a pipe, socket or device')
+        table = make_table(names, [0]*3, ['a']*3, 'test', tmp_path, 'x')
+        assert len(check_images(table, progress=False)) == 3
 
 
 def test_vast_images_are_refused_in_a_line(tmp_path):
     (tmp_path/'x.pgm').write_bytes(b'P5 60000 60000 255\n' + b'\0'*99)
-    refused(lambda: data.load_image(tmp_path/'x.pgm'), data.BadImage, 'x.pgm: Image size (3600000000 pixels)')
+    refused(lambda: load_image(tmp_path/'x.pgm'), BadImage, 'x.pgm: Image size (3600000000 pixels)')
 
 
 def test_errors_without_words_are_named(tmp_path, monkeypatch, picture):
     picture.save(tmp_path/'x.png')
     def load(*args): raise MemoryError
     monkeypatch.setattr('PIL.PngImagePlugin.PngImageFile.load', load)
-    refused(lambda: data.load_image(tmp_path/'x.png'), data.BadImage, 'x.png: MemoryError')
+    refused(lambda: load_image(tmp_path/'x.png'), BadImage, 'x.png: MemoryError')
 
 
-@pytest.mark.parametrize('ending', sorted(data.IMAGE_EXTENSIONS))
+@pytest.mark.parametrize('ending', sorted(_IMAGE_EXTENSIONS))
 def test_every_ending_that_is_read_is_an_image(tmp_path, picture, ending):
     "A photograph is saved under each ending, and found in its class folder."
     for c in 'ab':
         (tmp_path/c).mkdir()
         picture.save(tmp_path/c/f'x{ending}')
-    table = data.read_folder(tmp_path)
+    table = read_folder(tmp_path)
     assert table['path'].tolist() == [f'a/x{ending}', f'b/x{ending}']
-    assert data.load_row(table, 0).size == picture.size
+    assert load_row(table, 0).size == picture.size
 
 
 @pytest.mark.parametrize('lost', [['a/1.heic'], ['a/1.JXL', 'b/2.heic', 'b/3.heic'], ['x.heic'], ['a/deep/1.psd']])
 def test_what_is_left_out_of_a_folder_is_said_in_a_line(lay_out, caplog, lost):
     root = lay_out('folder')
-    table = data.read_folder(root)
+    table = read_folder(root)
     assert not caplog.records
     for path in lost:
         path = root/path.replace('a/', '001.Finch/').replace('b/', '002.Siskin/')
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    again = data.read_folder(root)
+    again = read_folder(root)
     assert again['path'].equals(table['path']) and len(caplog.records) == 1
     message, ending = caplog.records[0].getMessage(), Path(lost[-1]).suffix
     assert message.startswith(f'{root}: left out ') and f'{len(lost) - (len(lost) > 1)} {ending}' in message and '\n' not in message
@@ -608,26 +620,26 @@ def test_links_to_folders(lay_out, caplog, tmp_path_factory):
     root, other = lay_out('folder'), tmp_path_factory.mktemp('other')
     Image.new('RGB', (8, 8)).save(other/'1.png')
     (root/'005.Tit').symlink_to(other)
-    assert data.read_folder(root)['path'].iloc[-1] == '005.Tit/1.png' and not caplog.records
+    assert read_folder(root)['path'].iloc[-1] == '005.Tit/1.png' and not caplog.records
     (root/'001.Finch'/'circle').symlink_to(root)
     (root/'001.Finch'/'more').symlink_to(other)
-    assert len(data.read_folder(root)) == 9 and 'left out 2 linked folder(s) ' in caplog.records[0].getMessage()
+    assert len(read_folder(root)) == 9 and 'left out 2 linked folder(s) ' in caplog.records[0].getMessage()
 
 
 def test_a_class_of_unreadable_formats_is_an_error_that_counts_them(lay_out):
     root = lay_out('folder')
     (root/'009.Owl').mkdir()
     for i in range(3): (root/'009.Owl'/f'{i}.heic').touch()
-    refused(lambda: data.read_folder(root), ValueError, '009.Owl: a class folder without an image that is read here (3 .heic)')
+    refused(lambda: read_folder(root), ValueError, '009.Owl: a class folder without an image that is read here (3 .heic)')
 
 
 def test_boxes(tmp_path, picture):
     path = tmp_path/'x.png'
     picture.save(path)
-    assert data.load_image(path, (10, 5, 30, 20)).size == (20, 15)
-    assert data.load_image(path, (-10, -5, 300, 200)).size == (40, 30)
-    refused(lambda: data.load_image(path, (40, 0, 50, 10)), data.BadImage, 'x.png: box 40 0 50 10 lies outside')
-    refused(lambda: data.load_image(path, (3.1, 0, 3.2, 10)), data.BadImage, 'x.png: box')
+    assert load_image(path, (10, 5, 30, 20)).size == (20, 15)
+    assert load_image(path, (-10, -5, 300, 200)).size == (40, 30)
+    refused(lambda: load_image(path, (40, 0, 50, 10)), BadImage, 'x.png: box 40 0 50 10 lies outside')
+    refused(lambda: load_image(path, (3.1, 0, 3.2, 10)), BadImage, 'x.png: box')
 
 
 def test_check_and_drop(tmp_path, picture):
@@ -638,31 +650,31 @@ def test_check_and_drop(tmp_path, picture):
     (tmp_path/names[39]).unlink()
     boxes = [[0, 0, 10, 10]]*39 + [[0, 0, 10, 10]]
     boxes[7] = [50, 0, 60, 10]
-    table = data.make_table(names, [0]*40, ['a']*40, 'test', tmp_path, 'x', boxes)
+    table = make_table(names, [0]*40, ['a']*40, 'test', tmp_path, 'x', boxes)
     for n_workers in (None, 1, 3):
-        bad = data.check_images(table, n_workers, progress=False)
+        bad = check_images(table, n_workers, progress=False)
         assert bad.frame['row'].tolist() == [3, 39] and bad.frame['path'].tolist() == [names[3], names[39]]
-    bad = data.check_images(table, progress=False, crop=True)
+    bad = check_images(table, progress=False, crop=True)
     assert bad and len(bad) == 3 and bad.n_checked == 40
     assert '3 of 40 images cannot be read' in repr(bad) and 'row 7, 7.jpg: box 50 0 60 10 lies outside' in repr(bad)
-    good = data.drop_bad(table, bad)
+    good = drop_bad(table, bad)
     assert good.index.tolist() == list(range(37)) and good.attrs == table.attrs
-    assert not data.check_images(good, progress=False, crop=True)
-    assert data.drop_bad(good, data.check_images(good, progress=False)).equals(good)
+    assert not check_images(good, progress=False, crop=True)
+    assert drop_bad(good, check_images(good, progress=False)).equals(good)
 
 
 def test_hold_out(tmp_path):
     n = 20
-    table = data.make_table([f'{i}' for i in range(n)], [i//2 for i in range(n)], [f'c{i//2}' for i in range(n)],
+    table = make_table([f'{i}' for i in range(n)], [i//2 for i in range(n)], [f'c{i//2}' for i in range(n)],
                             ['train']*10 + ['test']*10, tmp_path, 'x')
     for fraction, classes in [(.2, 1), (.4, 2), (.01, 1), (.99, 4)]:
-        held = data.hold_out_classes(table, fraction)
+        held = hold_out_classes(table, fraction)
         assert held.loc[held['split'] == 'valid', 'label'].nunique() == classes
         assert held[held['split'] == 'test'].equals(table[table['split'] == 'test'])
-    assert len({tuple(data.hold_out_classes(table, seed=s)['split']) for s in range(20)}) > 1
-    refused(lambda: data.hold_out_classes(held), ValueError, "have the split 'valid' already")
-    refused(lambda: data.hold_out_classes(table, 1), ValueError, 'fraction: expected')
-    refused(lambda: data.hold_out_classes(table[table['split'] == 'test']), ValueError, 'found 0')
+    assert len({tuple(hold_out_classes(table, seed=s)['split']) for s in range(20)}) > 1
+    refused(lambda: hold_out_classes(held), ValueError, "have the split 'valid' already")
+    refused(lambda: hold_out_classes(table, 1), ValueError, 'fraction: expected')
+    refused(lambda: hold_out_classes(table[table['split'] == 'test']), ValueError, 'found 0')
 
 
 def test_write_atomic(tmp_path):
@@ -707,31 +719,31 @@ def test_the_old_folder_comes_back(tmp_path, monkeypatch):
         if len(calls) == 2: raise OSError('the disk is gone')
         replace(*args)
 
-    monkeypatch.setattr(data.os, 'replace', second_fails)
+    monkeypatch.setattr(os, 'replace', second_fails)
     with pytest.raises(OSError, match='gone'): write_folder(tmp_path/'x', 'b', force=True)
     assert [p.name for p in tmp_path.iterdir()] == ['x'] and (tmp_path/'x/a').exists()
 
 
 def test_shared_dir(tmp_path, monkeypatch):
     monkeypatch.setenv('FGIR_SHARED', str(tmp_path))
-    assert data.shared_dir() == tmp_path
+    assert shared_dir() == tmp_path
     monkeypatch.setenv('FGIR_SHARED', str(tmp_path/'no'))
-    assert data.shared_dir() is None
+    assert shared_dir() is None
     monkeypatch.delenv('FGIR_SHARED')
     (tmp_path/'project'/'nbs').mkdir(parents=True)
     (tmp_path/'project'/'pyproject.toml').write_text('[project]\nname = "fgir"\n')
     monkeypatch.chdir(tmp_path/'project'/'nbs')
-    assert data.shared_dir() is None
+    assert shared_dir() is None
     (tmp_path/'shared').mkdir()
-    assert data.shared_dir() == tmp_path/'shared'
+    assert shared_dir() == tmp_path/'shared'
 
 
 @pytest.mark.data
 @pytest.mark.parametrize('read,folder,counts', [
-    (data.read_cub, 'CUB_100', {('test', 50): 2953, ('train', 50): 2949}),
-    (data.read_cars, 'cars', {('test', 98): 4092, ('train', 98): 4052})])
+    (read_cub, 'CUB_100', {('test', 50): 2953, ('train', 50): 2949}),
+    (read_cars, 'cars', {('test', 98): 4092, ('train', 98): 4052})])
 def test_real(read, folder, counts):
-    shared = data.shared_dir()
+    shared = shared_dir()
     if shared is None:
         pytest.skip('the folder of real photographs (FGIR_SHARED) is absent')
     table = read(shared/'data'/folder)

@@ -28,12 +28,10 @@ from fastcore.basics import num_cpus, patch
 from torch import distributed
 from torchvision.transforms import v2
 
+from .cache import open_cache, resize_cache, resize_name
 from .images import BadImage, check_images, drop_bad, load_row
 from .readers import check_choice
 from .table import image_path
-
-# %% ../../nbs/15_data.batches.ipynb #7181dc15
-from .cache import open_cache, resize_cache, resize_name
 from .transforms import Shrink, get_transforms
 
 # %% ../../nbs/15_data.batches.ipynb #96df6b4d

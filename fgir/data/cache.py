@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fastai.vision.data  # noqa: F401  (registers how a batch of images is shown)
 import numpy as np
 import pandas as pd
 from fastcore.basics import num_cpus, patch
@@ -25,8 +24,6 @@ from torchvision.transforms import v2
 from .files import alone_with, write_atomic
 from .images import load_row
 from .table import BOX, image_path
-
-# %% ../../nbs/16_data.cache.ipynb #982e19eb
 from .transforms import Shrink
 
 # %% ../../nbs/16_data.cache.ipynb #f6b7f329

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/19_data.csv.ipynb #f3b49ac9
 from .files import write_atomic
 from .table import BOX, make_table, refuse_rows
 

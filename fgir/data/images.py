@@ -21,7 +21,6 @@ from fastai.torch_core import show_images as fastai_show_images
 from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# %% ../../nbs/13_data.images.ipynb #2f56b6e7
 from .readers import FORMATS
 from .table import BOX, image_path
 

@@ -21,7 +21,6 @@ import pandas as pd
 from PIL import Image, features
 from scipy.io import loadmat
 
-# %% ../../nbs/12_data.readers.ipynb #2b58a024
 from .table import SPLITS, check_boxes, image_path, make_table, refuse_rows
 
 # %% ../../nbs/12_data.readers.ipynb #81106112

@@ -1,4 +1,4 @@
-"""From photographs to one table
+"""One row an image: where it is, what it shows, what it is for
 
 Docs: https://fgir.github.io/fgir/data.table.html.md"""
 

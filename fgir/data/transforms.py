@@ -8,15 +8,11 @@ Docs: https://fgir.github.io/fgir/data.transforms.html.md"""
 __all__ = ['TRANSFORMS', 'Shrink', 'get_transforms']
 
 # %% ../../nbs/14_data.transforms.ipynb #48f78f64
-from pathlib import Path
-
-import fastai.vision.data  # noqa: F401  (registers how a batch of images is shown)
 import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from .images import load_row
 from .readers import check_choice
 
 # %% ../../nbs/14_data.transforms.ipynb #d69884bf

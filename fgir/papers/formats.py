@@ -20,7 +20,8 @@ import pandas as pd
 import torch
 from fastprogress.fastprogress import progress_bar
 
-# %% ../../nbs/65_papers.formats.ipynb #3d8df2df
+from ..data.archives import SOURCES, has_devkit, read_cars_devkit
+from ..data.csv import read_json, write_table
 from ..data.files import load_pth, write_atomic
 from ..data.images import BadImage, load_row
 from fgir.data.readers import (
@@ -34,10 +35,6 @@ from fgir.data.readers import (
     read_sop,
 )
 from ..data.table import BOX, SPLITS, image_path, make_table
-
-# %% ../../nbs/65_papers.formats.ipynb #5a0b6c91
-from ..data.archives import SOURCES, has_devkit, read_cars_devkit
-from ..data.csv import read_json, write_table
 
 # %% ../../nbs/65_papers.formats.ipynb #6a3a9fc1
 def _seed_names(table: pd.DataFrame) -> list[str]:
