@@ -20,7 +20,7 @@ import faiss
 import numpy as np
 import pandas as pd
 
-import fgir.gallery.index
+import fgir.gallery.faiss
 from fgir.data.table import make_table
 from fgir.features.store import Features
 from fgir.gallery.faiss import unit_rows
@@ -110,10 +110,10 @@ def main():
     p.add_argument('--data', nargs='+', default=['clustered', 'even'])
     p.add_argument('--size', type=int, default=60_000)
     p.add_argument('--dim', type=int, default=64)
-    p.add_argument('--few', type=int, default=fgir.gallery.index.FEW, help='rows that are compared one by one')
+    p.add_argument('--few', type=int, default=fgir.gallery.faiss._FEW, help='rows that are compared one by one')
     p.add_argument('--csv', help='also write the figures')
     args = p.parse_args()
-    fgir.gallery.index.FEW, lines = args.few, []
+    fgir.gallery.faiss._FEW, lines = args.few, []
     for kind, data in product(args.kinds, args.data):
         with tempfile.TemporaryDirectory() as folder:
             for line in measured(kind, data, args.size, args.dim, Path(folder)):

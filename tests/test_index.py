@@ -13,7 +13,7 @@ from PIL import Image
 from processes import Fresh
 from torch import nn
 
-import fgir.gallery.index
+import fgir.gallery.faiss
 from fgir.data.fish import synth_dataset
 from fgir.data.images import BadImage
 from fgir.data.table import image_path, make_table
@@ -102,7 +102,7 @@ def test_k_is_between_one_and_the_gallery(features, k):
 def test_blocks_make_the_same_gallery_and_name_the_bad_row(fish, monkeypatch):
     array = np.random.default_rng(0).normal(size=(36, 5))
     expected = Index.build(vectors(fish, array)).search(array, 3)
-    monkeypatch.setattr(fgir.gallery.index, 'BLOCK', 7)
+    monkeypatch.setattr(fgir.gallery.faiss, 'BLOCK', 7)
     assert Index.build(vectors(fish, array)).search(array, 3).equals(expected)
     array[23] = 0
     with pytest.raises(ValueError, match='gallery, row 23'): Index.build(vectors(fish, array))
@@ -210,7 +210,7 @@ def test_filters_keep_what_they_say(tmp_path, kind, monkeypatch):
     index = both(kind, features, tmp_path)
     labels = features.table['label'].to_numpy()
     for few in (10**6, 0):
-        monkeypatch.setattr(fgir.gallery.index, 'FEW', few)
+        monkeypatch.setattr(fgir.gallery.faiss, '_FEW', few)
         found = index.search(features['x'][:8], 4, filter=dict(label=[3, np.int64(5)], split='test'))
         rows = np.flatnonzero(np.isin(labels, [3, 5]))
         near = neighbours(features['x'][:8], features['x'][rows], 4)[1]
@@ -247,8 +247,8 @@ def found_of(index, q, rows, x, filter=None):
 @pytest.mark.parametrize('kind', [*KINDS, 'milvus'])
 def test_what_a_filter_or_a_removal_leaves_is_found(tmp_path, kind, data, monkeypatch):
     """Half of the clusters, or of a direction, may be found; queries come from there and from the other half. The engines
-    search themselves, as they do where more than `FEW` rows are left."""
-    monkeypatch.setattr(fgir.gallery.index, 'FEW', 0)
+    search themselves, as they do where more than `_FEW` rows are left."""
+    monkeypatch.setattr(fgir.gallery.faiss, '_FEW', 0)
     features = in_order(data)
     x, index = features['x'], both(kind, features, tmp_path)
     least = dict(hnsw=.95, ivfpq=.9).get(kind, 1)
@@ -273,7 +273,7 @@ def test_what_was_added_is_found(kind, data):
 @pytest.mark.parametrize('kind', ['hnsw', 'ivfpq'])
 def test_an_engine_takes_in_what_was_added_when_it_is_much(tmp_path, monkeypatch, kind):
     "Until then, also in a file, what it does not know is compared one by one."
-    monkeypatch.setattr(fgir.gallery.index, 'FEW', 500)
+    monkeypatch.setattr(fgir.gallery.faiss, '_FEW', 500)
     features = in_order('clustered')
     x, index = features['x'], Index.build(features.select(range(300)), kind=kind, **SMALL[kind])
     for end, known in ((600, 300), (800, 300), (850, 850), (1300, 850)):
@@ -296,14 +296,14 @@ def test_an_engine_of_other_rows_is_refused():
 def test_few_rows_are_compared_one_by_one(monkeypatch):
     "Exactly, by the engine's own rows or, for IVF-PQ, in blocks of the features."
     features = in_order('even')
-    monkeypatch.setattr(fgir.gallery.index, 'BLOCK', 70)
+    monkeypatch.setattr(fgir.gallery.faiss, 'BLOCK', 70)
     for kind in ('hnsw', 'ivfpq'):
         index = Index.build(features, kind=kind, **SMALL[kind])
         monkeypatch.setattr(type(index.store), '_walked', None)
         monkeypatch.setattr(type(index.store), '_decoded', None)
         assert found_of(index, features['x'][::50], np.arange(1900), features['x'], dict(label=list(range(19)))) == 1
         monkeypatch.undo()
-        monkeypatch.setattr(fgir.gallery.index, 'BLOCK', 70)
+        monkeypatch.setattr(fgir.gallery.faiss, 'BLOCK', 70)
 
 
 @pytest.mark.parametrize('kind', ['hnsw', 'ivfpq'])

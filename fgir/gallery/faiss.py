@@ -6,11 +6,11 @@ Docs: https://fgir.github.io/fgir/gallery.faiss.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'RANGES', 'BLOCK', 'unit_rows', 'complete_settings', 'check_engine', 'code_bytes', 'cells_for', 'FaissStore',
-           'faiss_store', 'read_store', 'load_store']
+           'faiss_store', 'wanted_values', 'read_store', 'load_store']
 
 # %% ../../nbs/81_gallery.faiss.ipynb #efc5e926
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -268,6 +268,40 @@ def nearest(
         return self._exactly(query, k, mask)
     return self._searched(query, k, mask)
 
+# %% ../../nbs/81_gallery.faiss.ipynb #787d98b0
+def wanted_values(
+    filter: Mapping,  # column: value or list of values
+    columns: Iterable[str],  # that there are
+) -> dict[str, list]:
+    "The values that each column of a filter may have; ValueError for a column that there is not."
+    for column in filter:
+        if column not in columns: raise ValueError(f'filter: no column {column!r}, there are {", ".join(columns)}')
+    return {c: [w] if isinstance(w, str) or not isinstance(w, Iterable) else list(w) for c, w in filter.items()}
+
+def _chosen_rows(table: pd.DataFrame, filter: Mapping, among: np.ndarray | bool = True) -> np.ndarray:
+    "Which rows (N,) of some a filter lets through; ValueError as `wanted_values`, or if no row is left."
+    mask = np.full(len(table), among)
+    for column, values in wanted_values(filter, table.columns).items(): mask &= table[column].isin(values).to_numpy()
+    if not mask.any(): raise ValueError(f'filter: no image of the gallery has {dict(filter)}')
+    return mask
+
+# %% ../../nbs/81_gallery.faiss.ipynb #9daf002b
+@patch
+def find(
+    self: FaissStore,
+    query: np.ndarray,  # (Q, D) of length one
+    k: int,
+    filter: Mapping | None = None,  # column: value or list of values
+) -> pd.DataFrame:  # query, row, score, then the table's columns
+    "The most similar images, with what the table says about them."
+    mask = None if filter is None else _chosen_rows(self.features.table, filter, ~self.gone)
+    scores, rows = self.nearest(query, k, mask)
+    number = np.repeat(np.arange(len(query)), rows.shape[1])
+    found = pd.DataFrame(dict(query=number, row=rows.ravel(), score=scores.ravel()))
+    answer = found.join(self.features.table.loc[found['row']].reset_index(drop=True))
+    answer.attrs = dict(self.features.table.attrs)
+    return answer
+
 # %% ../../nbs/81_gallery.faiss.ipynb #11691e2f
 @patch
 def sample(self: FaissStore) -> tuple[pd.DataFrame, np.ndarray]:
@@ -297,7 +331,7 @@ def classes(self: FaissStore, gone: bool = False) -> dict[str, int]:
 
 @patch
 def shape(self: FaissStore, names: Sequence[str]) -> tuple[list[str], str | None, dict[str, int], int]:
-    "What `fitted` must know: columns, folder, numbers of the classes with some names, and the first free one."
+    "What an index must know to add images: columns, folder, labels of the classes with some names, and the first free label."
     table, known = self.features.table, self.classes(gone=True)
     numbers = {name: known[name] for name in dict.fromkeys(names) if name in known}
     return list(table), table.attrs.get('root'), numbers, 1 + max(known.values(), default=-1)
