@@ -1,4 +1,4 @@
-"""Pooling, head, RetrievalNet
+"""From feature maps to embeddings
 
 Docs: https://fgir.github.io/fgir/backbones.nets.html.md"""
 
@@ -15,7 +15,6 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
 
 # %% ../../nbs/23_backbones.nets.ipynb #cd8c1b83
 class SPoC(nn.Module):
