@@ -161,8 +161,9 @@ def test_commands_that_were_killed_go_on_and_are_in_nobodys_way(fish, gallery, c
         assert capsys.readouterr().err == (f'{str(part)[:-18]}: from another command that was interrupted; '
                                            'it is kept, delete it if nobody needs it\n')
         assert part.read_bytes() == kept and len(Index.load(gallery)) == 24
-    seen, fill = [], fgir.features.extraction._Store.fill
-    monkeypatch.setattr(fgir.features.extraction._Store, 'fill', lambda self, rows, named: (seen.extend(rows), fill(self, rows, named)))
+    seen, store = [], fgir.features.extraction._Store
+    fill = store.fill
+    monkeypatch.setattr(store, 'fill', lambda self, rows, named: (seen.extend(rows), fill(self, rows, named)))
     assert not call(*add)
     assert len(seen) == 24 - done and len(Index.load(gallery)) == 48
     assert sorted(p.name for p in folder.iterdir()) == ['fish.safetensors', 'net.pth'] and not other.exists()

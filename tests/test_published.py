@@ -12,7 +12,7 @@ import pytest
 
 from fgir.data.files import shared_dir
 from fgir.evaluation.comparison import evaluate, report
-from fgir.evaluation.published import KIND, known_numbers, published
+from fgir.evaluation.published import KIND, known_numbers, published_numbers
 from fgir.features.store import Features
 from fgir.papers.formats import READERS
 
@@ -29,7 +29,7 @@ def measured(dataset, n=12):
 
 
 def test_every_row_has_a_number_a_protocol_and_a_source():
-    rows = published()
+    rows = published_numbers()
     assert set(rows['dataset']) < set(READERS)
     assert rows[['method', 'selection', 'source']].notna().all().all()
     assert rows[['R@1', 'accuracy']].notna().any(axis=1).all()
@@ -40,7 +40,7 @@ def test_every_row_has_a_number_a_protocol_and_a_source():
 
 
 def test_the_file_is_printed_percent_and_the_table_fractions():
-    raw, rows = pd.read_csv(FILE, keep_default_na=False, dtype=str), published('sop')
+    raw, rows = pd.read_csv(FILE, keep_default_na=False, dtype=str), published_numbers('sop')
     line = raw[(raw['dataset'] == 'sop') & (raw['method'] == 'CGD') & (raw['backbone'] == 'resnet50')].iloc[0]
     row = rows[(rows['method'] == 'CGD') & (rows['backbone'] == 'resnet50')].iloc[0]
     assert line[['R@1', 'R@10', 'R@100', 'R@1000']].tolist() == ['79.3', '90.6', '95.8', '98.6']
@@ -49,13 +49,13 @@ def test_the_file_is_printed_percent_and_the_table_fractions():
 
 
 def test_the_best_of_each_kind_is_the_highest():
-    every, best = published('cub'), published('cub', best=True)
+    every, best = published_numbers('cub'), published_numbers('cub', best=True)
     key = list(KIND)
     highest = every.groupby(key, dropna=False)['R@1'].max().dropna()
     found = best.set_index(key)['R@1'].sort_index()
     pd.testing.assert_series_equal(found, highest.sort_index(), check_exact=True, check_index_type=False)
     assert best['R@1'].is_monotonic_decreasing and 0 < len(best) < len(every)
-    with pytest.raises(ValueError, match="found 'dogs'"): published('dogs')
+    with pytest.raises(ValueError, match="found 'dogs'"): published_numbers('dogs')
 
 
 def test_known_numbers_are_those_of_the_data_set():
@@ -93,8 +93,8 @@ def test_the_file_comes_with_an_installed_package(tmp_path):
     subprocess.run(build, cwd=source, check=True, capture_output=True)
     wheel, = tmp_path.glob('*.whl')
     with ZipFile(wheel) as file: file.extractall(tmp_path/'installed')
-    code = "import fgir.evaluation.published as p; print(p.__file__, len(p.published()))"
+    code = "import fgir.evaluation.published as p; print(p.__file__, len(p.published_numbers()))"
     env = {**os.environ, 'PYTHONPATH': str(tmp_path/'installed')}
     said = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True).stdout
     where, n = said.split()
-    assert Path(where).is_relative_to(tmp_path/'installed') and int(n) == len(published())
+    assert Path(where).is_relative_to(tmp_path/'installed') and int(n) == len(published_numbers())

@@ -30,8 +30,8 @@ from fgir.features.exact import (
     chunks,
     compared,
     counted,
-    exact,
     exact_pairs,
+    exact_similarity,
     members,
     numbered,
     top,
@@ -71,7 +71,7 @@ def _count_rough(pair: Pair, chunk: Chunk, best: Tensor, first: Tensor) -> Tenso
         found = exact_pairs(pair, chunk.rows[i], j[:, None]) if len(i) else best[:0]
         before.index_add_(0, i, ((found > best[i]) | ((found == best[i]) & (j[:, None] < first[i])))[:, 0].long())
     for part in (near > _NEAR).nonzero()[:, 0].split(max(1, MEMORY // (8*len(pair.gallery)))):
-        if len(part): before[part] = _count_before(exact(pair, chunk.rows[part]), best[part], first[part])
+        if len(part): before[part] = _count_before(exact_similarity(pair, chunk.rows[part]), best[part], first[part])
     return before
 
 # %% ../../nbs/41_features.metrics.ipynb #12933f4b

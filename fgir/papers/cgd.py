@@ -17,7 +17,6 @@ from ..backbones.nets import create_pool
 from ..losses.classes import LabelSmoothingCE
 from ..losses.pairs import BatchHardTripletLoss
 from ..training.learner import RetrievalLearner
-from ..training.recipes import register
 from ..training.runs import learner_from_recipe
 
 # %% ../../nbs/60_papers.cgd.ipynb #c5490186
