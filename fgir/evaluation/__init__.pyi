@@ -20,5 +20,5 @@ from .comparison import (
 from .published import (
     KIND as KIND,
     known_numbers as known_numbers,
-    published as published,
+    published_numbers as published_numbers,
 )

@@ -1,8 +1,8 @@
 from .faiss import (
     BLOCK as BLOCK,
+    FaissStore as FaissStore,
     KINDS as KINDS,
     RANGES as RANGES,
-    FaissStore as FaissStore,
     cells_for as cells_for,
     check_engine as check_engine,
     code_bytes as code_bytes,
@@ -11,24 +11,27 @@ from .faiss import (
     load_store as load_store,
     read_store as read_store,
     unit_rows as unit_rows,
+    wanted_values as wanted_values,
 )
 from .index import (
     Index as Index,
+    Store as Store,
     features_of as features_of,
     photo_table as photo_table,
     show_search as show_search,
     spellings_of as spellings_of,
-    wanted_values as wanted_values,
     without_own as without_own,
 )
 from .milvus import (
     MilvusStore as MilvusStore,
+    make_milvus_store as make_milvus_store,
     milvus_client as milvus_client,
     new_milvus_store as new_milvus_store,
+    open_milvus_store as open_milvus_store,
 )
 from .rerank import (
-    RERANK as RERANK,
     Projection as Projection,
+    RERANK as RERANK,
     Views as Views,
     database_augmentation as database_augmentation,
     diffusion as diffusion,

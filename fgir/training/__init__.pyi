@@ -43,10 +43,8 @@ from .recipes import (
     is_number as is_number,
     is_text as is_text,
     is_whole as is_whole,
-    known_classes as known_classes,
     list_of as list_of,
     recipes as recipes,
-    register as register,
     schedule_factor as schedule_factor,
 )
 from .runs import (
