@@ -633,7 +633,7 @@ def test_download_errors(tmp_path, server):
             download('cub', tmp_path/'out', progress=False)
     server.files['/odd.tgz'] = tar_of(GOOD)
     with patch.dict(archives.ARCHIVES, cub=(f'{server.url}/odd.tgz', 'images.txt')):
-        with patch.object(formats, 'check', return_value=False), pytest.raises(OSError, match='not the file that fastai'):
+        with patch.object(archives, 'check', return_value=False), pytest.raises(OSError, match='not the file that fastai'):
             download('cub', tmp_path/'out', progress=False)
         assert not list((tmp_path/'out').iterdir())
         with pytest.raises(ValueError, match=r"expected images.txt in it, found \['good.txt'\]"):

@@ -37,7 +37,7 @@ from fgir.data.readers import (
     first_file,
     zero_shot_split,
 )
-from .table import image_path, make_table
+from .table import make_table
 
 # %% ../../nbs/18_data.archives.ipynb #4c1f3070
 def _check_member(name: str, plain: bool) -> None:

@@ -31,7 +31,6 @@ from torchvision.transforms import v2
 from .cache import open_cache, resize_cache, resize_name
 from .images import BadImage, check_images, drop_bad, load_row
 from .readers import check_choice
-from .table import image_path
 from .transforms import Shrink, get_transforms
 
 # %% ../../nbs/15_data.batches.ipynb #96df6b4d

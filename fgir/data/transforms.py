@@ -9,7 +9,6 @@ __all__ = ['TRANSFORMS', 'Shrink', 'get_transforms']
 
 # %% ../../nbs/14_data.transforms.ipynb #48f78f64
 import numpy as np
-import torch
 from PIL import Image
 from torchvision.transforms import v2
 
