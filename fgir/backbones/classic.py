@@ -13,7 +13,6 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 # %% ../../nbs/21_backbones.classic.ipynb #6b44b4bc
 # widths: 1x1 | 3x3 reduction, 3x3 | 5x5 reduction, 5x5 | projection after the pooling
 _BVLC_GOOGLENET = {

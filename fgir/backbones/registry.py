@@ -25,11 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
+from .classic import BNInception, BVLCGoogLeNet
 from ..data.batches import IMAGENET_MEAN, IMAGENET_STD
 from ..data.files import load_pth
-
-# %% ../../nbs/20_backbones.registry.ipynb #13a32473
-from .classic import BNInception, BVLCGoogLeNet
 
 # %% ../../nbs/20_backbones.registry.ipynb #c703f857
 _OWN = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD, 'run': 'features', 'weights': None}

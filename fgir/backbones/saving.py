@@ -16,10 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.files import OpenFile, lay_out, parse_json, write_atomic
-
-# %% ../../nbs/24_backbones.saving.ipynb #0623c1bd
 from .registry import create_backbone, first_line
+from ..data.files import OpenFile, lay_out, parse_json, write_atomic
 
 # %% ../../nbs/24_backbones.saving.ipynb #d4994626
 _DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'BOOL': torch.bool,
