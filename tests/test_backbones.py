@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet50_Weights, get_model
 
-import fgir.backbones.nets as bb
-from fgir.backbones.classic import BNInception, BVLCGoogLeNet
+from fgir.backbones import registry, saving
+from fgir.backbones.classic import BNInception, BVLCGoogLeNet, ResponseNorm
 from fgir.backbones.nets import POOLS, Pooled, RetrievalNet, count_operations, count_parameters, create_pool
 from fgir.backbones.registry import BACKBONES, create_backbone, load_weights, read_weights
 from fgir.backbones.saving import load_model, read_record, read_tensors, save_model
@@ -96,7 +96,7 @@ def test_own_networks_classify_with_the_same_features(cls, name, parameters):
 
 def test_response_norm_is_that_of_torch():
     torch.manual_seed(0)
-    x, norm = 30*torch.randn(2, 7, 5, 5), bb.ResponseNorm(7)
+    x, norm = 30*torch.randn(2, 7, 5, 5), ResponseNorm(7)
     torch.testing.assert_close(norm(x), nn.LocalResponseNorm(5, alpha=1e-4, beta=.75, k=1.)(x))
     assert not norm.state_dict()
     big = 20*x
@@ -260,7 +260,7 @@ def test_files_that_are_no_weights(tmp_path, capsys):
 
 def test_names_of_published_weights(monkeypatch):
     asked, state = [], {k: v for k, v in get_model('resnet50', weights=None).state_dict().items()}
-    monkeypatch.setattr(bb, 'read_weights', lambda source: asked.append(source) or state)
+    monkeypatch.setattr(registry, 'read_weights', lambda source: asked.append(source) or state)
     for weights in (None, 'IMAGENET1K_V1', 'IMAGENET1K_V2', 'DEFAULT', ResNet50_Weights.IMAGENET1K_V2):
         create_backbone('resnet50', weights=weights)
     v1, v2 = (ResNet50_Weights[f'IMAGENET1K_{v}'].url for v in ('V1', 'V2'))
@@ -418,7 +418,7 @@ def test_a_failed_save_leaves_the_former_one(tmp_path, monkeypatch):
     def full(tensors, file, *args):
         open(file, 'wb').write(b'half')
         raise OSError('disk full')
-    monkeypatch.setattr(bb, 'save_tensors', full)
+    monkeypatch.setattr(saving, 'save_tensors', full)
     with pytest.raises(OSError, match='disk full'): save_model(model, path, epoch=2)
     with pytest.raises(TypeError): save_model(model, path, epoch={1, 2})
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

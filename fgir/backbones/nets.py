@@ -36,7 +36,7 @@ class Concat(nn.Module):
 
 # %% ../../nbs/23_backbones.nets.ipynb #8f59499c
 class GeM(nn.Module):
-    "Signed cube root of the mean cube over the map, (B,C,h,w) → (B,C): generalized mean with p=3, letter G (seed 002)."
+    "Signed cube root of the mean cube over the map, (B,C,h,w) → (B,C): generalized mean with p=3, letter G (CGD)."
     def forward(self, x: Tensor) -> Tensor:
         s = (x if x.dtype == torch.float64 else x.float()).pow(3).mean((-2, -1))
         return (s.sign()*torch.where(s == 0, 1., s.abs()).pow(1/3)).to(x.dtype)
@@ -137,7 +137,7 @@ def count_operations(
     size: int = 224, # side of the image in pixels
     kinds: Iterable[str] = ('conv', 'norm', 'linear'), # keys of `_OPERATIONS` to be counted
 ) -> int:
-    "Operations for one image, as thop counts them (seed 002), of a pass in the mode that `model` is in."
+    "Operations for one image, as thop counts them (CGD), of a pass in the mode that `model` is in."
     total, net = 0, deepcopy(model).to('meta')
     def count(kind: str) -> Callable:
         def hook(m, args, out):

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-# %% ../../nbs/32_losses.classes.ipynb #8868099b
 from .pairs import as_rows, check_above_0, without_autocast
 from .proxies import ProxyLoss
 
@@ -29,7 +28,7 @@ def _share_of_all(smoothing: float, n_classes: int, spread: str) -> float:
 
 # %% ../../nbs/32_losses.classes.ipynb #d9ae3c7e
 class LabelSmoothingCE(nn.Module):
-    "Cross-entropy of logits over a temperature against smoothed targets (seeds 002 and 004)."
+    "Cross-entropy of logits over a temperature against smoothed targets (CGD and FGIC)."
     def __init__(
         self,
         smoothing: float = .1,  # share of the target taken from the true class, 0 to below 1
@@ -94,7 +93,7 @@ class _MarginLoss(ProxyLoss):
 
 # %% ../../nbs/32_losses.classes.ipynb #f1ae42d3
 class CosFaceLoss(_MarginLoss):
-    "Normalized softmax with a margin off the own cosine (seed 000, Wang et al. 2018); embeddings not normalized again."
+    "Normalized softmax with a margin off the own cosine (CFGA training, Wang et al. 2018); embeddings not normalized again."
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
@@ -110,7 +109,7 @@ class CosFaceLoss(_MarginLoss):
 
 # %% ../../nbs/32_losses.classes.ipynb #3c525700
 class ArcFaceLoss(_MarginLoss):
-    "Normalized softmax with a margin on the own angle (seed 000, Deng et al. 2019); embeddings not normalized again."
+    "Normalized softmax with a margin on the own angle (CFGA training, Deng et al. 2019); embeddings not normalized again."
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
@@ -127,7 +126,7 @@ class ArcFaceLoss(_MarginLoss):
 
 # %% ../../nbs/32_losses.classes.ipynb #c7f02680
 class DGPCRLoss(ProxyLoss):
-    "Cross-entropy that turns around where a row is sure, with decorrelated centers (seed 000; DGPCRL in the tables of seed 001)."
+    "Cross-entropy that turns around where a row is sure, with decorrelated centers (CFGA training; DGPCRL in the tables of CFGA)."
     shown = ("scale", "flip", "decorrelation")
     def __init__(
         self,

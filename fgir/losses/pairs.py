@@ -9,7 +9,6 @@ __all__ = ['as_rows', 'without_autocast', 'check_above_0', 'hardest_pairs', 'Bat
            'log1p_sum_exp', 'MultiSimilarityLoss']
 
 # %% ../../nbs/30_losses.pairs.ipynb #36bc111a
-import math
 from functools import wraps
 
 import torch
@@ -56,7 +55,7 @@ def hardest_pairs(
 
 # %% ../../nbs/30_losses.pairs.ipynb #a8612c97
 class BatchHardTripletLoss(nn.Module):
-    "Push each row's nearest negative `margin` farther away than its farthest positive (seed 002, Hermans et al. 2017)."
+    "Push each row's nearest negative `margin` farther away than its farthest positive (CGD, Hermans et al. 2017)."
     def __init__(
         self,
         margin: float = .1,  # by how much the negative must be farther, in the units of the embedding, at least 0
@@ -102,7 +101,7 @@ def log1p_sum_exp(a: Tensor, keep: Tensor, dim: int) -> Tensor:
 
 # %% ../../nbs/30_losses.pairs.ipynb #88da689d
 class MultiSimilarityLoss(nn.Module):
-    "Pull and push the mined pairs of a batch, the harder the more (seed 000, Wang et al. 2019)."
+    "Pull and push the mined pairs of a batch, the harder the more (CFGA training, Wang et al. 2019)."
     def __init__(
         self,
         alpha: float = 2,  # sharpness of the pull on positives, above 0

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-# %% ../../nbs/31_losses.proxies.ipynb #b314816b
 from .pairs import as_rows, check_above_0, log1p_sum_exp, without_autocast
 
 # %% ../../nbs/31_losses.proxies.ipynb #803cbab8
@@ -98,7 +97,7 @@ def _check(self: ProxyLoss, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def _norm_softmax(s: Tensor, y: Tensor, scale: float) -> Tensor: return F.cross_entropy(scale * s, y)
 
 class NormSoftmaxLoss(ProxyLoss):
-    "Cross-entropy of scaled cosines to the proxies (seed 003, Zhai and Wu 2018); embeddings are not normalized again."
+    "Cross-entropy of scaled cosines to the proxies (PP, Zhai and Wu 2018); embeddings are not normalized again."
     shown = ("scale",)
     def __init__(
         self,
@@ -122,7 +121,7 @@ class NormSoftmaxLoss(ProxyLoss):
 
 # %% ../../nbs/31_losses.proxies.ipynb #f3fee540
 class ProxyNCALoss(ProxyLoss):
-    "Own proxy against all others, on scaled cosines (seed 003's formula); embeddings are not normalized again."
+    "Own proxy against all others, on scaled cosines (PP's formula); embeddings are not normalized again."
     shown = ("scale",)
     def __init__(
         self,
@@ -158,7 +157,7 @@ def _proxy_anchor(s: Tensor, y: Tensor, alpha: float, margin: float) -> Tensor:
 
 # %% ../../nbs/31_losses.proxies.ipynb #50233f19
 class ProxyAnchorLoss(ProxyLoss):
-    "Proxies as anchors, rows as their pairs (seed 003, Kim et al. 2020); embeddings are not normalized again."
+    "Proxies as anchors, rows as their pairs (PP, Kim et al. 2020); embeddings are not normalized again."
     shown = ("alpha", "margin")
     def __init__(
         self,
@@ -166,7 +165,7 @@ class ProxyAnchorLoss(ProxyLoss):
         dim: int,  # numbers in an embedding
         alpha: float = 32,  # sharpness, above 0
         margin: float = .1,  # cosines should be above it for positives and below minus it for negatives
-        init: str = "kaiming",  # see `init_proxies`; the default is the official code's, seed 003 has "unit"
+        init: str = "kaiming",  # see `init_proxies`; the default is the official code's, PP has "unit"
     ):
         super().__init__(n_classes, dim, init)
         check_above_0(alpha=alpha)
@@ -198,7 +197,7 @@ def _zero_with_gradient(a: Tensor, g: Tensor) -> Tensor:
 
 # %% ../../nbs/31_losses.proxies.ipynb #5bc7a568
 class PositiveProxyLoss(ProxyLoss):
-    "Learn from positives only; reconstructed from seed 003's history, no paper. Embeddings are not normalized again."
+    "Learn from positives only; reconstructed from PP's history, no paper. Embeddings are not normalized again."
     shown = ("base", "variant", "alpha", "margin", "scale")
     def __init__(
         self,
@@ -245,7 +244,7 @@ def _replaced(self: PositiveProxyLoss, x: Tensor, p: Tensor, y: Tensor) -> Tenso
 
 # %% ../../nbs/31_losses.proxies.ipynb #f4be4fed
 class MovingProxyLoss(ProxyLoss):
-    "Normalized softmax whose proxies follow their rows (behind seed 003's tables); embeddings not normalized again."
+    "Normalized softmax whose proxies follow their rows (behind PP's tables); embeddings not normalized again."
     shown = ("temperature", "momentum")
     def __init__(
         self,
