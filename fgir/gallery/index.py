@@ -31,7 +31,7 @@ from .faiss import BLOCK, check_engine, faiss_store, load_store, read_store, uni
 from .milvus import make_milvus_store, open_milvus_store
 from ..papers.programs import read_program_features
 
-# %% ../../nbs/80_gallery.index.ipynb #96040207
+# %% ../../nbs/80_gallery.index.ipynb #d3ec5bc3
 @runtime_checkable
 class Store(Protocol):
     "What an `Index` calls of the place that holds its images."

@@ -194,7 +194,7 @@ def find(
     answer.insert(0, 'query', [i for i, _ in flat])
     return answer
 
-# %% ../../nbs/82_gallery.milvus.ipynb #df335142
+# %% ../../nbs/82_gallery.milvus.ipynb #dede0600
 @patch
 def save(self: MilvusStore, path: Path):
     "ValueError: a database keeps each change by itself."
@@ -226,7 +226,7 @@ def _opened(client, collection: str, facts: dict, local: bool) -> MilvusStore:
     client.load_collection(collection)
     return store
 
-# %% ../../nbs/82_gallery.milvus.ipynb #2b24bcba
+# %% ../../nbs/82_gallery.milvus.ipynb #2130bcbd
 def open_milvus_store(uri: str, collection: str = 'gallery') -> MilvusStore:
     "The store of a gallery in a database; FileNotFoundError if there is none, or if it is not complete."
     nothing, local = FileNotFoundError(f'{uri}: no gallery {collection!r} there; features make one'), '://' not in uri
@@ -236,7 +236,7 @@ def open_milvus_store(uri: str, collection: str = 'gallery') -> MilvusStore:
     if not facts or not facts['complete']: raise nothing
     return _opened(client, collection, facts, local)
 
-# %% ../../nbs/82_gallery.milvus.ipynb #81de5fc8
+# %% ../../nbs/82_gallery.milvus.ipynb #17cf17b4
 def make_milvus_store(
     uri: str, collection: str,
     features: Features,  # of the images that are to come
