@@ -9,8 +9,8 @@ from .archives import (
 from .batches import (
     IMAGENET_MEAN as IMAGENET_MEAN,
     IMAGENET_STD as IMAGENET_STD,
-    RetrievalDL as RetrievalDL,
     SAMPLERS as SAMPLERS,
+    RetrievalDL as RetrievalDL,
     TableImages as TableImages,
     group_rows as group_rows,
     own_share as own_share,
@@ -86,7 +86,7 @@ from .table import (
     refuse_rows as refuse_rows,
 )
 from .transforms import (
-    Shrink as Shrink,
     TRANSFORMS as TRANSFORMS,
+    Shrink as Shrink,
     get_transforms as get_transforms,
 )

@@ -1,12 +1,12 @@
 from .cfga import (
     CFGA as CFGA,
-    Call as Call,
-    Capture as Capture,
-    Describe as Describe,
     LOSSES as LOSSES,
     NORMS as NORMS,
     POOLED as POOLED,
     SEED_MODELS as SEED_MODELS,
+    Call as Call,
+    Capture as Capture,
+    Describe as Describe,
     activation_mask as activation_mask,
     aggregate as aggregate,
     default_layers as default_layers,
@@ -19,9 +19,9 @@ from .cfga import (
     seed_descriptor as seed_descriptor,
 )
 from .cgd import (
+    GD_CONFIGS as GD_CONFIGS,
     CGDLoss as CGDLoss,
     CGDNet as CGDNet,
-    GD_CONFIGS as GD_CONFIGS,
     cgd_learner as cgd_learner,
     cgd_prefix as cgd_prefix,
 )
