@@ -7,38 +7,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import warnings
 from contextlib import suppress
-from multiprocessing import forkserver, util
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 
 ALONE = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'MPLBACKEND': 'Agg'}
 # Each of its processes begins with the modules imported and nothing run, which takes a hundredth of a new Python's time.
 FRESH = multiprocessing.get_context('forkserver')
-new_python = util.spawnv_passfds
-
-
-def serve():
-    "Begin the server of fresh processes while this process has imported the tests and run none."
-    with patch('multiprocessing.util.spawnv_passfds', copy_of_this), warnings.catch_warnings(record=True):
-        forkserver.ensure_running()
-
-
-def copy_of_this(path, args, ends):
-    "Where `multiprocessing` begins its server: a copy of this process, as a new Python would import for ten seconds."
-    if 'forkserver' not in args[-1]: return new_python(path, args, ends)
-    if pid := os.fork(): return pid
-    try:
-        first = 3
-        for end in [*sorted(ends), os.sysconf('SC_OPEN_MAX')]:
-            os.closerange(first, end)
-            first = end + 1
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-        exec(args[-1])
-    finally: os._exit(0)
+FRESH.set_forkserver_preload(['fgir.training.recipes', 'fgir.app.gallery', 'fgir.features.shards'])
 
 
 def begin(target, *args):

@@ -115,8 +115,8 @@ def test_the_whole_way(fish, tmp_path, capsys, monkeypatch):
 
 def test_backbone(fish, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save(resnet18().state_dict(), 'random.pth')
-    net = ['--backbone', 'resnet18', '--weights', 'random.pth', '--device', 'cpu']
+    torch.save(create_backbone('test_resnet', pretrained=False).state_dict(), 'random.pth')
+    net = ['--backbone', 'test_resnet', '--weights', 'random.pth', '--device', 'cpu']
     words = ['extract', fish.attrs['root'], *net, *'--pool S,avg+max --size 32 --rows train --crop --out x.st'.split()]
     assert run(capsys, *words)[0] == 0
     features = Features.load('x.st')
@@ -497,8 +497,8 @@ def test_files_of_the_same_name(gallery, tmp_path, capsys, monkeypatch):
 def test_search_in_crops(fish, tmp_path, capsys, monkeypatch):
     """A photograph of the gallery has its box; another needs one, and whoever gives none is told."""
     monkeypatch.chdir(tmp_path)
-    torch.save(resnet18().state_dict(), 'random.pth')
-    net = ['--backbone', 'resnet18', '--weights', 'random.pth', '--device', 'cpu']
+    torch.save(create_backbone('test_resnet', pretrained=False).state_dict(), 'random.pth')
+    net = ['--backbone', 'test_resnet', '--weights', 'random.pth', '--device', 'cpu']
     assert run(capsys, 'extract', fish.attrs['root'], *net, *'--size 32 --rows all --crop --out x.st'.split())[0] == 0
     photo, box = f"{fish.attrs['root']}/{fish['path'][7]}", [int(v) for v in fish.loc[7, BOX]]
     shutil.copy(photo, 'copy.jpg')
@@ -618,8 +618,8 @@ def test_bad_boxes_are_skipped(tmp_path, capsys, monkeypatch):
     table = synth_dataset(tmp_path/'fish', n_classes=4, n_per_class=5, size=40, progress=False)
     table.loc[19, BOX] = [900, 900, 910, 910]
     write_table(table, 'fish.csv')
-    torch.save(resnet18().state_dict(), 'random.pth')
-    net = ['--backbone', 'resnet18', '--weights', 'random.pth', '--device', 'cpu']
+    torch.save(create_backbone('test_resnet', pretrained=False).state_dict(), 'random.pth')
+    net = ['--backbone', 'test_resnet', '--weights', 'random.pth', '--device', 'cpu']
     words = ['extract', 'fish.csv', *net, *'--size 32 --crop --out x.st'.split()]
     refused(capsys, *words, says='lies outside of the image')
     status, out, err = run(capsys, *words, '--skip-bad')
@@ -631,8 +631,8 @@ def test_bad_images_are_skipped(fish, tmp_path, capsys, monkeypatch):
     table = synth_dataset(tmp_path/'fish', n_classes=4, n_per_class=5, size=40, progress=False)
     bad = tmp_path/'fish'/table['path'].iloc[-1]
     bad.write_bytes(bad.read_bytes()[:200])
-    torch.save(resnet18().state_dict(), 'random.pth')
-    words = 'extract fish --backbone resnet18 --weights random.pth --size 32 --device cpu --out x.st'.split()
+    torch.save(create_backbone('test_resnet', pretrained=False).state_dict(), 'random.pth')
+    words = 'extract fish --backbone test_resnet --weights random.pth --size 32 --device cpu --out x.st'.split()
     refused(capsys, *words, says=bad.name)
     status, out, err = run(capsys, *words, '--skip-bad')
     assert status == 0 and bad.name in err and len(Features.load('x.st')) == 9
