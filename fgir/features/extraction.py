@@ -1,4 +1,4 @@
-"""From a table to vectors, whatever describes
+"""From a table of images to their vectors
 
 Docs: https://fgir.github.io/fgir/features.extraction.html.md"""
 
@@ -31,7 +31,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-# %% ../../nbs/43_features.extraction.ipynb #5beb2adf
 from .. import __version__
 from ..data.batches import IMAGENET_MEAN, IMAGENET_STD, RetrievalDL, TableImages, table_dl
 from fgir.data.files import (
@@ -46,8 +45,6 @@ from ..data.images import BadImage, load_row, open_image
 from ..data.readers import check_choice
 from ..data.table import BOX, image_path
 from ..data.transforms import TRANSFORMS
-
-# %% ../../nbs/43_features.extraction.ipynb #79175b36
 from .store import ABOUT, Features, create_file, pack_column
 
 # %% ../../nbs/43_features.extraction.ipynb #1772fab2

@@ -8,7 +8,6 @@ Docs: https://fgir.github.io/fgir/features.retrieval.html.md"""
 __all__ = ['sides', 'query_and_gallery', 'evaluate_recall', 'show_neighbours', 'save_retrieval_pictures']
 
 # %% ../../nbs/45_features.retrieval.ipynb #41c8515f
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -21,15 +20,12 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-# %% ../../nbs/45_features.retrieval.ipynb #34edd8c0
 from fgir.data.files import (
     write_folder_atomic,
 )
 from ..data.images import load_row
 from .exact import neighbours
 from .metrics import check_ranks, score_queries
-
-# %% ../../nbs/45_features.retrieval.ipynb #c390d54b
 from .store import Features
 
 # %% ../../nbs/45_features.retrieval.ipynb #a28364cd

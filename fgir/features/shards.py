@@ -1,4 +1,4 @@
-"""A collection described in shares, by several processes or machines, and put together again
+"""A collection described in shares, by several processes or machines
 
 Docs: https://fgir.github.io/fgir/features.shards.html.md"""
 

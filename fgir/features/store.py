@@ -9,7 +9,6 @@ __all__ = ['ABOUT', 'Features', 'pack_column', 'create_file', 'open_features', '
 
 # %% ../../nbs/42_features.store.ipynb #6e2bd0bc
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-# %% ../../nbs/42_features.store.ipynb #8d5ebaeb
 from fgir.data.files import (
     OpenFile,
     check,

@@ -1,4 +1,4 @@
-"""Recall@K as a column, frozen statistics, warm-up, and which epoch is kept
+"""Recall@K in every epoch, and what a run may need besides
 
 Docs: https://fgir.github.io/fgir/training.callbacks.html.md"""
 

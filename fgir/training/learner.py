@@ -1,4 +1,4 @@
-"""A fastai Learner for retrieval
+"""A network trained to find, with fastai
 
 Docs: https://fgir.github.io/fgir/training.learner.html.md"""
 
@@ -42,8 +42,6 @@ from ..data.table import image_path
 from ..features.exact import neighbours
 from ..features.extraction import extract, say_crop
 from ..features.retrieval import show_neighbours, sides
-
-# %% ../../nbs/50_training.learner.ipynb #2d2f002b
 from .callbacks import FreezeBN, RetrievalEval, SeedEpoch, embedding_of
 from .processes import AnyDevicePrecision, GlobalBatch
 

@@ -1,4 +1,4 @@
-"""One network trained by several processes, in any precision
+"""One network trained by several processes, in full or half precision
 
 Docs: https://fgir.github.io/fgir/training.processes.html.md"""
 

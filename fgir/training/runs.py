@@ -1,4 +1,4 @@
-"""From a recipe to a trained network, resumed and repeated
+"""From a recipe to a trained network
 
 Docs: https://fgir.github.io/fgir/training.runs.html.md"""
 
@@ -47,8 +47,6 @@ from fgir.training.callbacks import (
 )
 from .learner import RetrievalLearner, retrieval_learner
 from .processes import AnyDevicePrecision, join_processes
-
-# %% ../../nbs/54_training.runs.ipynb #3e30db97
 from fgir.training.recipes import (
     DEFAULTS,
     GROUPS,
