@@ -15,7 +15,7 @@ import torch
 ALONE = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'MPLBACKEND': 'Agg'}
 # Each of its processes begins with the modules imported and nothing run, which takes a hundredth of a new Python's time.
 FRESH = multiprocessing.get_context('forkserver')
-FRESH.set_forkserver_preload(['fgir.training.recipes', 'fgir.app.gallery', 'fgir.features.shards'])
+FRESH.set_forkserver_preload(['fgir.training.runs', 'fgir.app.gallery', 'fgir.features.shards'])
 
 
 def begin(target, *args):

@@ -726,7 +726,7 @@ def in_processes(
 
     for name in ('torch.distributed', 'torch.multiprocessing'): logging.getLogger(name).setLevel(logging.CRITICAL)
     way = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
-    if way == 'forkserver': multiprocessing.set_forkserver_preload(['fgir.training.recipes'])  # imported once for all of them
+    if way == 'forkserver': multiprocessing.set_forkserver_preload(['fgir.training.runs'])  # imported once for all of them
     config = LaunchConfig(1, 1, n, rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0, run_id='fgir',
                           start_method=way)
     try: elastic_launch(config, one_of_several)(words)

@@ -1,4 +1,4 @@
-"""Train a network until it finds, with fastai
+"""A network trained to find, with fastai
 
 Docs: https://fgir.github.io/fgir/training.learner.html.md"""
 
