@@ -59,25 +59,25 @@ table = read_table('table.csv') if len(table) else make_table(['a.jpg'], [0], ['
 table = hold_out_classes(synth_dataset('fish'))
 show_images(table, [0, 1])
 
-net = RetrievalNet(create_backbone('resnet18', pretrained=False), dim=64)
+backbone = create_backbone('resnet18', pretrained=False)
+net = RetrievalNet(backbone, dim=64)
 save_model(net, 'net')
-net = load_model('net')
 losses: list[torch.nn.Module] = [
-    BatchHardTripletLoss(), MultiSimilarityLoss(), LabelSmoothingCE(),
-    *(loss(20, 64) for loss in (NormSoftmaxLoss, ProxyNCALoss, ProxyAnchorLoss, PositiveProxyLoss, MovingProxyLoss, CosFaceLoss,
-                                ArcFaceLoss, DGPCRLoss))]
-learn = retrieval_learner(retrieval_dls(table, size=64), net, losses[0])
-learn = learner_from_recipe('sane', table, **{'epochs': get_recipe('sane')['epochs']})
+    load_model('net'), BatchHardTripletLoss(), MultiSimilarityLoss(), LabelSmoothingCE(), CosFaceLoss(20, 64),
+    NormSoftmaxLoss(20, 64), ProxyNCALoss(20, 64), ProxyAnchorLoss(20, 64), PositiveProxyLoss(20, 64),
+    MovingProxyLoss(20, 64), ArcFaceLoss(20, 64), DGPCRLoss(20, 64)]
+learn = retrieval_learner(retrieval_dls(table, size=64), net, losses[1])
+learn = learner_from_recipe('sane', table, epochs=get_recipe('sane')['epochs'])
 learn = cgd_learner(table) if len(table) else fgic_learner(table)
 
-for describe in (Pooled(net), CFGA(net), ColorHistogram(), CGDNet('resnet50'), Classifier('resnet50', 20)):
-    features: Features = extract(describe, table)
-rows, scores = neighbours(features['S'], k=5)
-print(recall_at_k(features['S'], features.table['label'].to_numpy()), evaluate_recall(features), rows, scores)
-show_neighbours(features, 'S', [0])
-results = evaluate({'ours': features})
-report(results, 'report.html')
-print(compare(results, 'ours', 'ours'), fgir.__version__)
+describers: list[torch.nn.Module] = [
+    Pooled(backbone, ['S']), CFGA(backbone), ColorHistogram(), CGDNet(backbone), Classifier(backbone, 20)]
+features: Features = extract(describers[0], table)
+scores, rows = neighbours(features['S'], k=5)
+print(recall_at_k(features['S'], features.table['label'].to_numpy()), evaluate_recall(features))
+show_neighbours(table, [0], rows[:1], scores=scores[:1])
+report(evaluate({'ours': features}), 'report.html', 'Ours')
+print(compare(features, features), fgir.__version__)
 
 index = Index.build(features)
 show_search(index, 'photo.jpg', index.search_image('photo.jpg', net))
