@@ -161,9 +161,9 @@ def test_commands_that_were_killed_go_on_and_are_in_nobodys_way(fish, gallery, c
         assert capsys.readouterr().err == (f'{str(part)[:-18]}: from another command that was interrupted; '
                                            'it is kept, delete it if nobody needs it\n')
         assert part.read_bytes() == kept and len(Index.load(gallery)) == 24
-    seen, store = [], fgir.features.extraction._Store
-    fill = store.fill
-    monkeypatch.setattr(store, 'fill', lambda self, rows, named: (seen.extend(rows), fill(self, rows, named)))
+    seen, fill = [], fgir.features.extraction._Store.fill
+    monkeypatch.setattr(fgir.features.extraction._Store, 'fill',
+                        lambda self, rows, named: (seen.extend(rows), fill(self, rows, named)))
     assert not call(*add)
     assert len(seen) == 24 - done and len(Index.load(gallery)) == 48
     assert sorted(p.name for p in folder.iterdir()) == ['fish.safetensors', 'net.pth'] and not other.exists()
@@ -177,7 +177,7 @@ def test_descriptions_wait_for_a_gallery_that_could_not_be_written(fish, gallery
     assert call(*add, '--rows', 'test') == 1
     kept, = gallery.parent.glob('*.new.safetensors')
     monkeypatch.setattr(Index, 'save', save)
-    monkeypatch.setattr(fgir.features.store, '_describe', lambda *_: calls.append(1))
+    monkeypatch.setattr(fgir.features.extraction, '_describe', lambda *_: calls.append(1))
     assert not call(*add, '--rows', 'test')
     assert len(Index.load(gallery)) == 48 and not calls and not kept.exists()
     monkeypatch.undo()
@@ -251,7 +251,7 @@ def test_with_images_each_option_goes_to_what_it_is_for(fish, gallery, tmp_path,
     described = Features.load(gallery).select(range(4))
     monkeypatch.setattr(cli, 'read_data', note('read', fish))
     monkeypatch.setattr(cli, 'load_descriptor', note('load', (None, dict(tfms='cgd'))))
-    monkeypatch.setattr(fgir.features.store, 'extract', note('extract', described))
+    monkeypatch.setattr(fgir.features.extraction, 'extract', note('extract', described))
     monkeypatch.setattr(fgir.app.gallery, 'make_gallery', note('make', None))
     monkeypatch.setattr(Index, 'add', note('add', None))
     words = [fish.attrs['root'], tmp_path/'new.safetensors'] if command == 'build' else [gallery, fish.attrs['root']]

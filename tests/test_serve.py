@@ -16,7 +16,7 @@ from PIL import Image
 from processes import Fresh, command, free_port
 
 import fgir.app.page
-import fgir.data.table
+import fgir.data.images
 from fgir.app import cli
 from fgir.app.page import (
     _check_confirmed,
@@ -107,8 +107,8 @@ def test_hostile_rows_become_cards_and_are_not_opened(fish, features, monkeypatc
     table.loc[[0, 1, 2], 'path'] = ['../../../../etc/passwd', str(link), '/dev/stdin']
     table.attrs = dict(features.table.attrs)
     index = Index.build(type(features)(features.arrays, table, features.record))
-    opened, load = [], fgir.data.table.load_image
-    monkeypatch.setattr(fgir.data.table, 'load_image', lambda path, *box: opened.append(str(path)) or load(path, *box))
+    opened, load = [], fgir.data.images.load_image
+    monkeypatch.setattr(fgir.data.images, 'load_image', lambda path, *box: opened.append(str(path)) or load(path, *box))
     folders = served_folders(index)
     check_fits(index, network(), folders)
     found, pictures = answer(index, network(), folders, image_path(fish, 3), k=24)
