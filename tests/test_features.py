@@ -22,7 +22,7 @@ from fgir.data.batches import retrieval_dls, table_dl
 from fgir.data.fish import synth_dataset
 from fgir.data.images import BadImage
 from fgir.data.readers import read_folder
-from fgir.features import store as features
+from fgir.features import extraction, store
 from fgir.features.exact import neighbours
 from fgir.features.extraction import ColorHistogram, by_size, evaluating, extract
 from fgir.features.metrics import recall_at_k
@@ -121,7 +121,7 @@ def die_saving(path):
     def half(tmp, *rest):
         tmp.write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
-    features._create = half
+    store.create_file = half
     make(2).save(path, force=True)
 
 
@@ -559,7 +559,7 @@ def test_stopped_at_the_last_moment(tmp_path, monkeypatch):
         return x.mean((2, 3))
     def stop(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(features._Store, "finish", stop)
+        m.setattr(extraction._Store, "finish", stop)
         with pytest.raises(KeyboardInterrupt): extract(mean, table, 16, num_workers=0, out=out, progress=False)
     before = len(calls)
     assert len(extract(mean, table, 16, num_workers=0, out=out, progress=False)) == len(table) and len(calls) == before

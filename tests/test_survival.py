@@ -18,7 +18,7 @@ from fastai.callback.core import Callback
 from processes import FRESH, free_port, two_of_a_group
 from torch import distributed
 
-from fgir.backbones import nets as backbones
+from fgir.backbones import saving as backbones
 from fgir.backbones.registry import create_backbone
 from fgir.backbones.saving import read_record, read_tensors
 from fgir.data import batches as loaders

@@ -41,7 +41,7 @@ from fgir.data.files import (
     say,
     write_atomic,
 )
-from ..data.images import BadImage, load_row, open_image
+from ..data.images import BadImage, open_image
 from ..data.readers import check_choice
 from ..data.table import BOX, image_path
 from ..data.transforms import TRANSFORMS

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import fastai.callback.schedule  # noqa: F401  (fit_one_cycle, lr_find)
 import numpy as np
-import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelEpochException, TrainEvalCallback
 from fastai.callback.fp16 import AMPMode
