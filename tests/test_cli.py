@@ -233,7 +233,7 @@ class Seen(RuntimeError):
 @pytest.fixture
 def seen(monkeypatch):
     """Instead of training: what the Learner of the last command would have been made of."""
-    from fgir.training import recipes
+    from fgir.training import recipes, runs
     made = {}
 
     def learner(name, table, undo, **kwargs):
@@ -241,7 +241,7 @@ def seen(monkeypatch):
         made.update(name=name, table=table, undo=undo, **{k: kwargs.pop(k) for k in ('prefix', 'cbs', 'out', 'loaders')},
                     changes=kwargs, recipe=recipes.get_recipe(name, undo, **kwargs))
         raise Seen('as far as this')
-    monkeypatch.setattr(recipes, 'learner_from_recipe', learner)
+    monkeypatch.setattr(runs, 'learner_from_recipe', learner)
     return made
 
 

@@ -27,7 +27,17 @@ from fgir.papers.cgd import CGDLoss, CGDNet
 from fgir.training import recipes as book
 from fgir.training.callbacks import ClipValue, FreezeBN, WarmUp, pick_epoch
 from fgir.training.learner import retrieval_learner
-from fgir.training.recipes import CHECKS, DEFAULTS, GROUPS, QUIRKS, RECIPES, build, get_recipe, recipes, schedule_factor
+from fgir.training.recipes import (
+    CHECKS,
+    DEFAULTS,
+    GROUPS,
+    QUIRKS,
+    RECIPES,
+    build,
+    get_recipe,
+    list_recipes,
+    schedule_factor,
+)
 from fgir.training.runs import choose_valid, hold_out_images, learner_from_recipe, per_group, read_recipe, run_seeds
 
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8)
@@ -81,7 +91,7 @@ def test_every_recipe_is_complete_and_json():
         assert bool(r['epochs']) != bool(r['steps'])
         assert all(QUIRKS[q][1].partition('.')[0] in DEFAULTS for q in r['quirks'])
         assert get_recipe(name, undo='all')['quirks'] == []
-    assert list(recipes().index) == list(RECIPES)
+    assert list(list_recipes().index) == list(RECIPES)
 
 
 SEEDS = [  # recipe, loss and its arguments, optimizer, rates, decay, batch, K, length

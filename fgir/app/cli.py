@@ -581,7 +581,7 @@ def recipes(
     "List the recipes of `fgir train`, or the settings of one as `--set` takes them."
     from fgir.training import recipes as book
 
-    if name is None: return print(book.recipes().drop(columns='quirks').to_string())
+    if name is None: return print(book.list_recipes().drop(columns='quirks').to_string())
     r = book.get_recipe(name.replace('-', '_'))
     for entry, value in leaves(r): print(f"{entry}={value if isinstance(value, str) else json.dumps(value)}")
     for quirk in r['quirks']: print(f'--undo {quirk}: {book.QUIRKS[quirk][0]}')

@@ -44,7 +44,7 @@ from .recipes import (
     is_text as is_text,
     is_whole as is_whole,
     list_of as list_of,
-    recipes as recipes,
+    list_recipes as list_recipes,
     schedule_factor as schedule_factor,
 )
 from .runs import (

@@ -177,7 +177,7 @@ def _schedule_note(r: dict) -> str:
 
 # %% ../../nbs/54_training.runs.ipynb #cbfb93f2
 def learner_from_recipe(
-    recipe: str | Mapping,           # a name from `recipes()`, or settings, such as those of `read_recipe`
+    recipe: str | Mapping,           # a name from `list_recipes()`, or settings, such as those of `read_recipe`
     table: pd.DataFrame,             # from a reader: train, test (or query and gallery) rows
     undo: str | Sequence[str] = (),  # quirks not to repeat, or 'all'
     out='results',                   # folder for all files
