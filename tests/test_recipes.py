@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from timm.optim import AdamP
 from torch import nn
 
+from fgir import losses
 from fgir.backbones.nets import RetrievalNet
 from fgir.backbones.registry import create_backbone
 from fgir.backbones.saving import read_record
 from fgir.data.batches import retrieval_dls
 from fgir.data.fish import synth_dataset
 from fgir.data.table import hold_out_classes
-from fgir.losses import pairs as losses
 from fgir.losses.pairs import BatchHardTripletLoss
 from fgir.papers.cgd import CGDLoss, CGDNet
 from fgir.training import recipes as book
