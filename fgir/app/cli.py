@@ -95,7 +95,7 @@ def warnings_in_a_line() -> Iterator[None]:
         warnings.filterwarnings('always', module='fgir')
         others = warnings.showwarning
         def show(message, category, *place, **more):
-            if category.__module__ != 'fgir.features.store': return others(message, category, *place, **more)
+            if not category.__module__.startswith('fgir.'): return others(message, category, *place, **more)
             print(f'fgir: {message}', file=sys.stderr)
         warnings.showwarning = show
         yield
