@@ -368,7 +368,7 @@ def test_as_torchmetrics_has_it():
 
     x, labels = clouds()
     pair = search.compared(x)
-    s = 2 + search.exact(pair, torch.arange(len(x)))
+    s = 2 + search.exact_similarity(pair, torch.arange(len(x)))
     others = ~torch.eye(len(x), dtype=torch.bool)
     target = torch.from_numpy(labels[:, None] == labels)[others]
     which = torch.arange(len(x))[:, None].expand_as(others)[others]
