@@ -5,6 +5,7 @@ import threading
 from copy import deepcopy
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from fgir.backbones import registry, saving
 from fgir.backbones.classic import BNInception, BVLCGoogLeNet, ResponseNorm
 from fgir.backbones.nets import POOLS, Pooled, RetrievalNet, count_operations, count_parameters, create_pool
 from fgir.backbones.registry import BACKBONES, create_backbone, load_weights, read_weights
-from fgir.backbones.saving import load_model, read_record, read_tensors, save_model
+from fgir.backbones.saving import load_model, name_today, read_record, read_tensors, save_model
 from fgir.data.files import shared_dir
+from fgir.papers.cgd import CGDNet
 
 WEIGHTS = shared_dir() and shared_dir()/'data'/'weights'
 needs_weights = pytest.mark.skipif(not WEIGHTS, reason='FGIR_SHARED: no real weights')
@@ -536,3 +538,19 @@ def test_real_weights_fit_strictly(name):
     assert all(torch.equal(v, state[k].float()) for k, v in net.state_dict().items())
     whole = BVLCGoogLeNet() if name == 'bvlc_googlenet' else get_model(name, weights=None)
     whole.load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize('was', ['fgir.cgd.CGDNet', 'fgir.classify.Classifier', 'fgir.cfga.CFGA', 'fgir.cfga.Describe',
+                                 'fgir.rerank.Views', 'fgir.features.ColorHistogram', 'fgir.backbones.Pooled',
+                                 'fgir.backbones.RetrievalNet'])
+def test_classes_that_records_of_0_1_name_are_found(was):
+    where, _, name = name_today(was).rpartition('.')
+    cls = getattr(import_module(where), name)
+    assert cls.__name__ == name and cls.class_path == name_today(was)
+
+
+def test_a_model_that_0_1_saved_is_loaded(tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(CGDNet, 'class_path', 'fgir.cgd.CGDNet')
+        path = save_model(CGDNet(create_backbone('test_resnet', pretrained=False), 'SM', 8), tmp_path/'net')
+    assert read_record(path)['class'] == 'fgir.cgd.CGDNet' and type(load_model(path)) is CGDNet

@@ -67,9 +67,11 @@ def save_model(
     return path
 
 # %% ../../nbs/24_backbones.saving.ipynb #93cca95c
+_WAS = dict(cgd='papers', cfga='papers', classify='papers', rerank='gallery')  # modules of 0.1
+
 def name_today(path: str) -> str:
     "The path of a class, where 0.1 had it or where it is, as `fgir.papers.CGDNet`."
-    return re.sub(r'^fgir\.(cgd|cfga|classify)\.', 'fgir.papers.', path)
+    return re.sub(rf'^fgir\.({"|".join(_WAS)})\.', lambda m: f'fgir.{_WAS[m[1]]}.', path)
 
 def _class_of(record: dict, source: str | Path) -> type:
     "The class that a record names; ValueError unless it is a module of fgir with settings to build it from."

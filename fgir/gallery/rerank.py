@@ -105,6 +105,8 @@ def combine(
 # %% ../../nbs/83_gallery.rerank.ipynb #7665e05a
 class Views(nn.Module):
     "Descriptor that adds the unit vectors of an image, its mirror image, and both at other scales."
+    class_path = 'fgir.gallery.Views'
+
     def __init__(
         self,
         descriptor: Callable,  # batch (B, 3, H, W) to (B, D) or to a dict of those
