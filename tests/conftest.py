@@ -1,5 +1,3 @@
-import gc
-
 import pytest
 
 LONG = ['test_survival', 'test_cli', 'test_shards', 'test_published', 'test_cfga', 'test_synth', 'test_serve']
@@ -7,7 +5,6 @@ LONG = ['test_survival', 'test_cli', 'test_shards', 'test_published', 'test_cfga
 def pytest_collection_modifyitems(items):
     "Files of long tests first, so that the workers come to the end together."
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
-    gc.freeze()  # what is imported stays: the collector need not look at it again and again
 
 
 @pytest.fixture(scope='module')
