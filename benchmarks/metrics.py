@@ -1,9 +1,9 @@
-"""Time and memory of fgir's measures against the bare product, the whole matrix, pytorch-metric-learning and the seeds' way.
+"""Time and memory of fgir's measures against the bare product, the whole matrix, pytorch-metric-learning and the programs' way.
 
 python benchmarks/metrics.py [N ...]    default 6000 and 60502, the size of Stanford Online Products' test half; random
 features of 512 columns, classes of 2 to 12 images. Each figure is the median of 3 runs (1 above 20,000 rows), each row of the
 table a process of its own, so that the peak memory is that of the method. "over features" is what the method held beside the
-features. The same measures where a method has them: R@1, 10, 100, 1000 and MAP@R; the seed's way is R@1…32 by its loop over
+features. The same measures where a method has them: R@1, 10, 100, 1000 and MAP@R; the program's way is R@1…32 by its loop over
 rows and mAP@1…200 by a KD-tree. What a method cannot do at a size in this machine's memory is left out.
 """
 import json
@@ -47,7 +47,7 @@ def learning(k):
 
 
 def seed(x, labels):
-    "As seed 001 does it: a float64 matrix, a loop over the rows for each K; then 200 neighbors of each from a KD-tree."
+    "As CFGA does it: a float64 matrix, a loop over the rows for each K; then 200 neighbors of each from a KD-tree."
     from sklearn.neighbors import KDTree
 
     x, labels = x.double().numpy(), labels.numpy()
@@ -66,7 +66,7 @@ def seed(x, labels):
     return {"R@1": recall[1], "mAP@199/hits": float(np.mean(precision))}
 
 
-def fgir_seed(x, labels):
+def fgir_cfga(x, labels):
     names = [*(f"R@{k}" for k in (1, 2, 4, 8, 16, 32)), *(f"mAP@{k}/hits" for k in (1, 5, 10, 50, 100, 199))]
     return score_queries(x, labels, measures=names).mean().to_dict()
 
@@ -79,7 +79,7 @@ METHODS = {"bare product": (product, 10**7), "fgir, R@K and MAP@R": (fgir_all, 1
            "whole matrix + topk": (whole_matrix, 20_000),
            "pytorch-metric-learning, k=largest class": (learning("max_bin_count"), 100_000),
            "pytorch-metric-learning, k=None": (learning(None), 12_000),
-           "fgir, R@K and mAP@K of seed 001": (fgir_seed, 10**7), "seed 001's way": (seed, 6000)}
+           "fgir, R@K and mAP@K of CFGA": (fgir_cfga, 10**7), "CFGA's way": (seed, 6000)}
 
 
 def peak() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

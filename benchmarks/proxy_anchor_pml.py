@@ -1,4 +1,4 @@
-"""Proxy-Anchor by the recipe of seed 003 written plainly with pytorch-metric-learning, beside `pp_proxy_anchor` of fgir.
+"""Proxy-Anchor by the recipe of PP written plainly with pytorch-metric-learning, beside `pp_proxy_anchor` of fgir.
 
 The same network, start, images, held-out classes, transforms, optimizer, rates, warm-up and epochs; the loop, the loaders
 and the loss are torch's, torchvision's and pytorch-metric-learning's. Both pick the epoch by R@1 on the held-out classes.

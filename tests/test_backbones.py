@@ -481,7 +481,7 @@ def test_what_cannot_be_saved(tmp_path):
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 class SeedModel(nn.Module):
-    "Parameters and layers of the CGD model 'SG' with 1536 dimensions, as seed 002 counts them."
+    "Parameters and layers of the CGD model 'SG' with 1536 dimensions, as CGD counts them."
     def __init__(self, backbone, n_classes):
         super().__init__()
         self.backbone = backbone
@@ -493,7 +493,7 @@ class SeedModel(nn.Module):
         return [r(pooled) for r in self.reductions], self.classifier(pooled)
 
 
-SEED_TABLE = {('resnet50', 98): (26_858_658, 10_644_007_424),
+PROGRAM_TABLE = {('resnet50', 98): (26_858_658, 10_644_007_424),
               ('resnet50', 100): (26_862_756, 10_644_015_616),
               ('resnet50', 11318): (49_848_438, 10_689_964_544),
               ('resnet50', 3997): (34_847_709, 10_659_977_728),
@@ -503,10 +503,10 @@ SEED_TABLE = {('resnet50', 98): (26_858_658, 10_644_007_424),
               ('resnext50_32x4d', 3997): (34_319_581, 10_855_864_832)}
 
 
-@pytest.mark.parametrize('name, n_classes', SEED_TABLE)
-def test_table_of_the_seed(name, n_classes):
+@pytest.mark.parametrize('name, n_classes', PROGRAM_TABLE)
+def test_table_of_the_program(name, n_classes):
     with torch.device('meta'): model = SeedModel(meta(name, last_strides=(1, 2)), n_classes)
-    assert (count_parameters(model), count_operations(model)) == SEED_TABLE[name, n_classes]
+    assert (count_parameters(model), count_operations(model)) == PROGRAM_TABLE[name, n_classes]
 
 
 @pytest.mark.parametrize('name, kwargs, macs', [('resnet50', {'last_strides': (1, 2)}, 10_599_579_648),

@@ -1,4 +1,4 @@
-"""CFGA against the seed's published extractor, a slow oracle, and networks that do odd things."""
+"""CFGA against the program's published extractor, a slow oracle, and networks that do odd things."""
 import math
 from copy import deepcopy
 from functools import cache
@@ -28,7 +28,7 @@ from fgir.papers.cfga import (
     CFGA,
     LOSSES,
     POOLED,
-    SEED_MODELS,
+    PROGRAM_NETWORKS,
     Capture,
     Describe,
     activation_mask,
@@ -37,7 +37,7 @@ from fgir.papers.cfga import (
     largest_component,
     pool_masked,
 )
-from fgir.papers.programs import load_seed_model
+from fgir.papers.programs import load_program_model
 
 SIX = [f'layer4.{b}.conv{c}' for b in (1, 2) for c in (1, 2, 3)]
 GOLDEN = np.load(Path(__file__).parent/'golden'/'cfga_resnet50.npz')
@@ -103,7 +103,7 @@ def described():
 
 @pytest.mark.parametrize('name', ['layer4.1.conv2', 'layer4.2.conv2', *POOLED])
 def test_golden(described, name):
-    """Equal to what the seed authors' extractor gives, to 1e-5."""
+    """Equal to what its authors' extractor gives, to 1e-5."""
     for i, found in enumerate(described):
         np.testing.assert_allclose(found[name][0].numpy(), GOLDEN[f'{i}/{name}'], atol=1e-5, rtol=0)
 
@@ -404,27 +404,27 @@ def checkpoint(tmp_path: Path, kind: str, blocks: str = 'resnet50') -> Path:
 
 
 @pytest.mark.parametrize('kind', ['margin', 'dgpcrl', 'proxy_anchor'])
-def test_seed_checkpoints(tmp_path, kind):
-    """Each kind is recognized, loaded whole, and described by what the seed saves for it."""
+def test_program_checkpoints(tmp_path, kind):
+    """Each kind is recognized, loaded whole, and described by what the program saves for it."""
     path = checkpoint(tmp_path, kind)
-    model, found = load_seed_model(path)
+    model, found = load_program_model(path)
     state = {k.removeprefix('model.'): v for k, v in read_weights(path).items()}
     assert found == kind and torch.equal(getattr(model, 'backbone', model).layer4[2].conv3.weight, state['layer4.2.conv3.weight'])
     if kind != 'dgpcrl':
         head = 'class_fc' if kind == 'margin' else 'embedding'
         for part in ('weight', 'bias'): assert torch.equal(getattr(model.head.linear, part), state[f'{head}.{part}'])
     torch.save({'model': {f'module.{k}': v for k, v in read_weights(path).items()}}, tmp_path/'parallel.pth')
-    assert load_seed_model(tmp_path/'parallel.pth')[1] == kind
-    about = SEED_MODELS[kind]
+    assert load_program_model(tmp_path/'parallel.pth')[1] == kind
+    about = PROGRAM_NETWORKS[kind]
     assert Describe(model, about['what'], lcc=about['lcc']).what[-1] == about['what'][-1]
 
 
 def test_wrong_checkpoints(tmp_path):
     """A checkpoint that is none, or that lacks weights, is refused by name."""
     torch.save({'model': {'a.weight': torch.zeros(2)}}, tmp_path/'a.pth')
-    with pytest.raises(ValueError, match='a.pth: no checkpoint of the programs'): load_seed_model(tmp_path/'a.pth')
+    with pytest.raises(ValueError, match='a.pth: no checkpoint of the programs'): load_program_model(tmp_path/'a.pth')
     path = checkpoint(tmp_path, 'margin')
     state = read_weights(path)
     for gone, said in (('layer4.2.bn3.weight', 'layer4.2.bn3.weight missing'), ('class_fc.bias', 'Missing key')):
         torch.save({'model': {k: v for k, v in state.items() if k != gone}}, path)
-        with pytest.raises(ValueError, match=said): load_seed_model(path)
+        with pytest.raises(ValueError, match=said): load_program_model(path)

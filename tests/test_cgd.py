@@ -1,4 +1,4 @@
-"""CGD: configurations, optimizer and schedule of seed 002, files, selection."""
+"""CGD: configurations, optimizer and schedule of CGD, files, selection."""
 import pandas as pd
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_all_zero_channels_do_not_poison_training():
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_recipe_is_the_seeds(table, tmp_path):
+def test_recipe_is_the_programs(table, tmp_path):
     learn = tiny(table, tmp_path, epochs=20)
     learn.create_opt()
     opt = learn.opt.opt
@@ -86,7 +86,7 @@ class Rates(Callback):
 
 @pytest.mark.parametrize('epochs, expected', [(1, [1e-3]), (2, [1e-3, 1e-5]), (3, [1e-3, 1e-4, 1e-5]),
                                               (5, [1e-3, 1e-3, 1e-3, 1e-4, 1e-5])])
-def test_the_optimizer_steps_at_the_rates_of_the_seed(table, tmp_path, epochs, expected):
+def test_the_optimizer_steps_at_the_rates_of_the_program(table, tmp_path, epochs, expected):
     learn, watch = tiny(table, tmp_path, epochs=epochs, backbone='test_resnet'), Rates()
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(cbs=watch)
     steps = len(learn.dls.train)
@@ -101,11 +101,11 @@ def test_the_optimizer_steps_at_the_rates_of_the_seed(table, tmp_path, epochs, e
 
 
 @pytest.mark.parametrize('backbone, stride', [('resnet18', 16), ('resnet10t', 32)])
-def test_only_the_resnets_of_torchvision_have_the_strides_of_the_seed(table, tmp_path, backbone, stride):
+def test_only_the_resnets_of_torchvision_have_the_strides_of_the_program(table, tmp_path, backbone, stride):
     assert tiny(table, tmp_path, backbone=backbone).model.backbone.stride == stride
 
 
-def test_run_leaves_the_files_of_the_seed_and_never_overwrites(table, tmp_path):
+def test_run_leaves_the_files_of_the_program_and_never_overwrites(table, tmp_path):
     learn = tiny(table, tmp_path)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
     stats = pd.read_csv(tmp_path/f'{learn.prefix}_statistics.csv', index_col='epoch')

@@ -1,4 +1,4 @@
-"""The classifier of seed 004: settings, schedule, log, selection, prediction, confusion, features."""
+"""The classifier of FGIC: settings, schedule, log, selection, prediction, confusion, features."""
 import math
 import re
 from textwrap import shorten
@@ -102,14 +102,14 @@ def log_of(learn): return (run_folder(learn)/'train_log.csv').read_text()
 
 # ---- settings
 
-def test_the_settings_of_the_seed():
+def test_the_settings_of_the_program():
     r = get_recipe('fgic')
     assert (r['backbone'], r['size'], r['tfms'], r['batch_size'], r['epochs']) == ('resnet50', 448, 'fgic', 64, 128)
     assert (r['lr'], r['wd'], r['optimizer']) == (.025, 5e-4, dict(name='sgd', momentum=.9))
     assert (r['seed'], r['valid'], r['hold_out'], r['freeze_bn'], r['drop_last']) == (2020, 'test', 'images', '', True)
 
 
-def test_the_learner_takes_the_seeds_settings_unasked(table, tmp_path):
+def test_the_learner_takes_the_programs_settings_unasked(table, tmp_path):
     learn = fgic_learner(table, 'test_resnet', pretrained=False, batch_size=16, out=tmp_path, num_workers=0)
     r, loss = learn.recipe, learn.loss_func.loss
     changed = dict(backbone='test_resnet', pretrained=False, batch_size=16, lr=.1*16/256)
@@ -124,7 +124,7 @@ def test_the_rate_follows_the_batch_size(table, tmp_path, batch_size):
     assert tiny(table, tmp_path, batch_size=batch_size, lr=None).recipe['lr'] == pytest.approx(.1*batch_size/256)
 
 
-def test_sgd_steps_at_the_rates_of_the_seed_on_whole_batches(table, tmp_path):
+def test_sgd_steps_at_the_rates_of_the_program_on_whole_batches(table, tmp_path):
     learn, watch, epochs = tiny(table, tmp_path, epochs=3, batch_size=8, lr=None), Watch(), 3
     fit(learn, cbs=watch)
     opt = learn.opt.opt
@@ -251,7 +251,7 @@ def expected_log(history, columns, rates, last='Test_Acc', extra=''):
     return text
 
 
-def test_the_log_is_the_seeds(table, tmp_path):
+def test_the_log_is_the_programs(table, tmp_path):
     learn = tiny(table, tmp_path, epochs=3)
     fit(learn)
     rates = [.05*(1 + math.cos(math.pi*e/3))/2 for e in range(3)]
@@ -281,7 +281,7 @@ def test_results_are_those_of_the_best_epoch_without_augmentation(run, saved, ta
     assert 100*results.loc['test', 'top-1'] == pytest.approx(max(epochs), abs=1e-3)
 
 
-def test_half_precision_leaves_the_seeds_line(table, tmp_path):
+def test_half_precision_leaves_the_programs_line(table, tmp_path):
     learn = tiny(table, tmp_path, epochs=1, precision='bf16')
     fit(learn)
     assert log_of(learn) == expected_log(learn.recorder.values, learn.recorder.columns, [.05],

@@ -95,7 +95,7 @@ def test_the_whole_way(fish, tmp_path, capsys, monkeypatch):
     row, html = pd.read_csv(tmp_path/'r.csv').iloc[0], (tmp_path/'r.html').read_text()
     assert row['selection'] == 'the last epoch' and row['recipe'] == 'cgd'
     assert row[['dataset', 'split', 'backbone', 'dtype']].tolist() == ['cub', 'zero-shot: test', 'test_resnet.r160_in1k', 'float32']
-    assert 'This page asked 20 queries, the usual test set has 5924' in html and 'README of seed 002' in html
+    assert 'This page asked 20 queries, the usual test set has 5924' in html and 'README of CGD' in html
 
     photo = f"{root}/{features.table['path'][3]}"
     out = fgir('search', photo, '--features', 'fish.safetensors', '--model', model, '-k', 3, '--json', '--device',
@@ -162,21 +162,21 @@ def test_a_pipe_is_left_out_like_any_bad_image(tmp_path, capsys):
 
 
 def test_cfga(fish, tmp_path, capsys, monkeypatch):
-    """Seed 001's arrays, files and checkpoints, and a search by one of the arrays."""
+    """CFGA's arrays, files and checkpoints, and a search by one of the arrays."""
     monkeypatch.chdir(tmp_path)
     root = fish.attrs['root']
     torch.save(resnet18().state_dict(), 'random.pth')
     net = ['--backbone', 'resnet18', '--weights', 'random.pth', '--device', 'cpu', '--descriptor']
-    out = fgir('extract', root, *net, 'cfga', '--out', 'all.st', '--seed-json', 'json', '--size', 64)
+    out = fgir('extract', root, *net, 'cfga', '--out', 'all.st', '--cfga-json', 'json', '--size', 64)
     features = Features.load('all.st')
     layers = [f'layer4.{b}.conv{c}' for b in (0, 1) for c in (1, 2)]
     assert features.names == [*layers, 'cfga+', 'scda_norm_each', 'scda_norm_joint', 'pool_norm_each', 'pool_norm_joint']
     assert features.record['tfms'] == 'cfga_pretrained' and features.record['config']['lcc'] and 'cfga+ (1024' in out
     rows = json.loads((tmp_path/'json'/'layer4_conv2_weight.json').read_text())
     np.testing.assert_array_equal(np.float32(rows['test']), features['cfga+'])
-    refused(capsys, 'extract', root, *net, 'cfga', '--out', 'b.st', '--seed-json', 'json', says='layer4_0_conv1_weight.json')
+    refused(capsys, 'extract', root, *net, 'cfga', '--out', 'b.st', '--cfga-json', 'json', says='layer4_0_conv1_weight.json')
     refused(capsys, 'extract', root, *net, 'layer9', '--out', 'b.st', says="no layer 'layer9'")
-    refused(capsys, 'extract', root, *net[:-1], '--out', 'b.st', '--seed-json', 'j', says='--seed-json: give --descriptor')
+    refused(capsys, 'extract', root, *net[:-1], '--out', 'b.st', '--cfga-json', 'j', says='--cfga-json: give --descriptor')
     assert 'cfga+' in fgir('evaluate', 'all.st', '--ks', '1,2')
 
     photo = f"{root}/{features.table['path'][3]}"
@@ -184,7 +184,7 @@ def test_cfga(fish, tmp_path, capsys, monkeypatch):
     assert json.loads(found)[0]['path'] == features.table['path'][3]
 
 
-def test_seed_checkpoint(fish, tmp_path, capsys, monkeypatch):
+def test_program_checkpoint(fish, tmp_path, capsys, monkeypatch):
     """A checkpoint of the metric-learning programs is recognized; one that lacks a weight is refused by its name."""
     monkeypatch.chdir(tmp_path)
     state = {k: v for k, v in resnet50().state_dict().items() if not k.startswith('fc.')}
@@ -716,7 +716,7 @@ def test_ctrl_c_ends_two_processes_in_one_line(fish, tmp_path):
 
 def test_the_list_of_recipes(capsys):
     status, out, _ = run(capsys, 'recipes')
-    assert status == 0 and all(name in out for name in ('msloss', 'arcface_1024', 'proxy_anchor_sop', 'fgic', 'seed 003'))
+    assert status == 0 and all(name in out for name in ('msloss', 'arcface_1024', 'proxy_anchor_sop', 'fgic', 'PP'))
 
 
 @pytest.mark.data

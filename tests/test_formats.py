@@ -1,4 +1,4 @@
-"Crops, the seeds' file formats, archives, downloads and `prepare`: round trips and everything that can go wrong."
+"Crops, the programs' file formats, archives, downloads and `prepare`: round trips and everything that can go wrong."
 
 import io
 import json
@@ -113,7 +113,7 @@ def test_broken_tables_are_named(tmp_path, birds, text, says):
 
 
 @pytest.mark.parametrize('crop', [True, False])
-def test_crop_has_the_bytes_of_the_seed(tmp_path, birds, crop):
+def test_crop_has_the_bytes_of_the_program(tmp_path, birds, crop):
     crops = write_crops(birds, tmp_path/'out', crop=crop, progress=False)
     for i, line in enumerate((tmp_path/'cub/bounding_boxes.txt').read_text().splitlines()):
         x, y, w, h = (int(float(v)) for v in line.split()[1:])

@@ -1,4 +1,4 @@
-"Losses: golden values of the seeds, a naive oracle, gradients at hard places, mixed precision, bad input."
+"Losses: golden values of the programs, a naive oracle, gradients at hard places, mixed precision, bad input."
 import copy
 import math
 import pickle

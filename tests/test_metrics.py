@@ -154,7 +154,7 @@ def test_golden(metric, make):
     assert recall_at_k(z[:8], cycle[:8], z[8:], cycle[8:], (1, 2, 4), metric) == {1: 2/8, 2: 2/8, 4: 6/8}
 
 
-def test_toy_of_seed_001():
+def test_toy_of_cfga():
     angles = np.deg2rad([0, 10, 25, 40, 61, 75])
     found = recall_at_k(np.stack([np.cos(angles), np.sin(angles)], 1), [0, 0, 1, 0, 1, 1], ks=(1, 2, 4))
     assert found == {1: 4/6, 2: 4/6, 4: 1}
@@ -380,7 +380,7 @@ def test_as_torchmetrics_has_it():
         assert ours[name] == pytest.approx(float(their(s[others].float(), target, indexes=which)), abs=1e-6), name
 
 
-def test_seed_001_toy_in_its_own_definition():
+def test_cfga_toy_in_its_own_definition():
     angles = np.deg2rad([0, 10, 25, 40, 61, 75])
     x, labels = np.stack([np.cos(angles), np.sin(angles)], 1), [0, 0, 1, 0, 1, 1]
     found = score_queries(x, labels, measures=["mAP@5/hits", "mAP@2/hits", "R@1", "mAP@1/hits"])

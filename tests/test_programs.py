@@ -21,14 +21,14 @@ from fgir.data.table import make_table
 from fgir.features.retrieval import evaluate_recall, save_retrieval_pictures
 from fgir.features.store import Features
 from fgir.gallery.index import features_of
-from fgir.papers.cfga import CFGA, SEED_MODELS
+from fgir.papers.cfga import CFGA, PROGRAM_NETWORKS
 from fgir.papers.fgic import classify_image
 from fgir.papers.formats import READERS, prepare, write_cfga_json
 from fgir.papers.programs import (
     _backbone_name,
-    load_seed_model,
+    load_program_model,
     open_classifier,
-    write_seed_json,
+    write_cfga_features,
 )
 
 @pytest.mark.parametrize('annotations', ['.', 'devkit', 'car_devkit/devkit'])
@@ -107,10 +107,11 @@ def test_checkpoints_of_cgd(tmp_path, config, named):
     path = tmp_path/(f'car_uncropped_resnet50_{config}_48_0.1_0.5_0.1_128_model.pth' if named else 'best.pth')
     torch.save(theirs.state_dict(), path)
     if not named:
-        with pytest.raises(ValueError, match=f'best.pth: {len(config)} global descriptors, .*give gd_config'): load_seed_model(path)
-        with pytest.raises(ValueError, match='give gd_config'): load_seed_model(path, gd_config='SS')
-    net, kind = load_seed_model(path, **({} if named else dict(gd_config=config)))
-    assert kind == 'cgd' and SEED_MODELS[kind]['tfms'] == 'cgd' and net.config['gd_config'] == config
+        said = f'best.pth: {len(config)} global descriptors, .*give gd_config'
+        with pytest.raises(ValueError, match=said): load_program_model(path)
+        with pytest.raises(ValueError, match='give gd_config'): load_program_model(path, gd_config='SS')
+    net, kind = load_program_model(path, **({} if named else dict(gd_config=config)))
+    assert kind == 'cgd' and PROGRAM_NETWORKS[kind]['tfms'] == 'cgd' and net.config['gd_config'] == config
     assert net.config['n_classes'] == 7 and net.dim == 48
     same_answers(net, theirs)
 
@@ -133,13 +134,13 @@ def test_checkpoints_of_pp(tmp_path, name):
     ours, maps_of, width = without_head(name)
     theirs = trained(PPProgram(maps_of, width))
     torch.save(theirs.state_dict(), tmp_path/'car_x_proxy_anchor_32_20_model.pth')
-    net, kind = load_seed_model(tmp_path/'car_x_proxy_anchor_32_20_model.pth')
+    net, kind = load_program_model(tmp_path/'car_x_proxy_anchor_32_20_model.pth')
     assert net.backbone.trained_crop is False
-    assert kind == 'pp' and SEED_MODELS[kind]['tfms'] == 'proxy_anchor' and net.backbone.name == name
+    assert kind == 'pp' and PROGRAM_NETWORKS[kind]['tfms'] == 'proxy_anchor' and net.backbone.name == name
     assert net.config['dropout'] == (.2 if name == 'googlenet' else 0)
     same_answers(net, theirs)
     if name != 'resnet18': return
-    later, _ = load_seed_model(tmp_path/'car_x_proxy_anchor_32_20_model.pth', pool='avg+max', layer_norm=False)
+    later, _ = load_program_model(tmp_path/'car_x_proxy_anchor_32_20_model.pth', pool='avg+max', layer_norm=False)
     maps = theirs.backbone(x := torch.randn(2, 3, 64, 64))
     torch.testing.assert_close(later(x), F.normalize(theirs.refactor(maps.mean((2, 3)) + maps.amax((2, 3)))), atol=2e-6, rtol=1e-4)
 
@@ -149,7 +150,7 @@ def test_checkpoints_of_fgic(tmp_path, capsys):
     root = miniature.folder(tmp_path/'data'/'train')
     theirs = trained(get_model('resnet18', num_classes=4))
     torch.save(theirs.state_dict(), tmp_path/'max_acc.pth', _use_new_zipfile_serialization=False)
-    net, kind = load_seed_model(tmp_path/'max_acc.pth')
+    net, kind = load_program_model(tmp_path/'max_acc.pth')
     assert kind == 'fgic' and net.vocab == ['class 0', 'class 1', 'class 2', 'class 3']
     same_answers(net, theirs)
     named, how = open_classifier(tmp_path/'max_acc.pth', root)
@@ -187,7 +188,7 @@ def test_imagenet_weights_are_those_of_cfga(tmp_path):
     "What CFGA's program describes by without training: torchvision's own file of a thousand classes."
     net = get_model('resnet18')
     torch.save(net.state_dict(), tmp_path/'resnet18-f37072fd.pth')
-    backbone, kind = load_seed_model(tmp_path/'resnet18-f37072fd.pth')
+    backbone, kind = load_program_model(tmp_path/'resnet18-f37072fd.pth')
     assert kind == 'pretrained' and torch.equal(backbone.layer4[1].conv2.weight, net.layer4[1].conv2.weight)
 
 
@@ -198,7 +199,7 @@ def test_imagenet_weights_are_those_of_cfga(tmp_path):
     ({'fc.weight': torch.zeros(3, 512), 'layer3.0.conv1.weight': torch.zeros(1)}, 'backbone unknown')])
 def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path, state, said):
     torch.save(state, tmp_path/'x.pth')
-    with pytest.raises(ValueError, match=f'x.pth: .*{said}'): load_seed_model(tmp_path/'x.pth')
+    with pytest.raises(ValueError, match=f'x.pth: .*{said}'): load_program_model(tmp_path/'x.pth')
 
 
 @pytest.mark.parametrize('gone, said', [('features.4.0.conv1.weight', 'layer1.0.conv1.weight missing'),
@@ -207,13 +208,13 @@ def test_a_checkpoint_that_lacks_weights_is_refused_by_name(tmp_path, gone, said
     state = CGDProgram(get_model('resnet18')).state_dict()
     del state[gone]
     torch.save(state, tmp_path/'x_SG_model.pth')
-    with pytest.raises(ValueError, match=said): load_seed_model(tmp_path/'x_SG_model.pth')
+    with pytest.raises(ValueError, match=said): load_program_model(tmp_path/'x_SG_model.pth')
 
 
 def test_a_loaded_model_becomes_one_of_fgir(tmp_path):
     "Saved by save_model it opens without the program's file name."
     torch.save(CGDProgram(get_model('resnet18')).eval().state_dict(), tmp_path/'x_SG_model.pth')
-    net, _ = load_seed_model(tmp_path/'x_SG_model.pth')
+    net, _ = load_program_model(tmp_path/'x_SG_model.pth')
     same_answers(load_model(save_model(net, tmp_path/'mine.safetensors', tfms='cgd', size=224)), net)
 
 
@@ -245,10 +246,10 @@ def write_program_files(tmp_path, windows: bool = False):
     arrays = {name: rng.random((12, 6), np.float32) for name in NAMES} | {'cfga+': x[12:]}
     arrays['pool_norm_joint'] = rng.random((12, 4096), np.float32)
     features = Features(arrays, test)
-    return features, write_seed_json(features, home/'models'/'resnet50-19c8e357_pth')
+    return features, write_cfga_features(features, home/'models'/'resnet50-19c8e357_pth')
 
 
-def test_seed_json(tmp_path):
+def test_cfga_json(tmp_path):
     """Names, order of rows and numbers are the program's; nothing is overwritten unasked."""
     features, files = write_program_files(tmp_path)
     assert [f.name for f in files] == [
@@ -258,9 +259,9 @@ def test_seed_json(tmp_path):
         read = json.loads(file.read_text())
         assert read == {'train': [], 'test': a.tolist()}
         assert file.read_text() == json.dumps(read)
-    with pytest.raises(FileExistsError): write_seed_json(features, files[0].parent)
+    with pytest.raises(FileExistsError): write_cfga_features(features, files[0].parent)
     with pytest.raises(ValueError, match='one file for two'):
-        write_seed_json(Features(features.arrays | {'embedding': features['cfga+']}, features.table), tmp_path/'two')
+        write_cfga_features(Features(features.arrays | {'embedding': features['cfga+']}, features.table), tmp_path/'two')
 
 
 @pytest.mark.parametrize('windows', [False, True])
@@ -415,10 +416,10 @@ def test_every_program_describes_by_model(tmp_path, birds, capsys):
         out = tmp_path/f'{name}.safetensors'
         assert main(['extract', str(birds), '--model', str(tmp_path/name), '--out', str(out)]) == 0
         features = features_of(out)
-        x, kind = features[features.names[0]], load_seed_model(tmp_path/name)[1]
+        x, kind = features[features.names[0]], load_program_model(tmp_path/name)[1]
         assert x.shape == (4, dim) and np.allclose(np.linalg.norm(x, axis=1), 1)
-        assert features.record['tfms'] == SEED_MODELS[kind]['tfms']
-    assert load_seed_model(tmp_path/next(iter(states)))[0].backbone.trained_crop is True
+        assert features.record['tfms'] == PROGRAM_NETWORKS[kind]['tfms']
+    assert load_program_model(tmp_path/next(iter(states)))[0].backbone.trained_crop is True
 
 
 def test_a_gallery_by_the_checkpoint_of_a_program(tmp_path, birds, capsys):
@@ -553,5 +554,5 @@ def test_every_test_that_the_page_names_is_there():
 def test_a_checkpoint_that_is_saved_again_keeps_how_it_was_cropped_and_claims_no_origin(tmp_path):
     path = tmp_path/'car_cropped_resnet50_SG_48_0.1_0.5_0.1_128_model.pth'
     torch.save(trained(CGDProgram(get_model('resnet18'), 'SG', 48)).state_dict(), path)
-    again = load_model(save_model(load_seed_model(path)[0], tmp_path/'again'))
+    again = load_model(save_model(load_program_model(path)[0], tmp_path/'again'))
     assert again.backbone.trained_crop is True and again.backbone.pretraining == 'not recorded'

@@ -1,4 +1,4 @@
-"""Recipes: the seeds' settings, what they do to a run, resuming the same run and no other, quirks, seeds."""
+"""Recipes: the programs' settings, what they do to a run, resuming the same run and no other, quirks, seeds."""
 import json
 import math
 import random
@@ -114,7 +114,7 @@ SEEDS = [  # recipe, loss and its arguments, optimizer, rates, decay, batch, K, 
 
 
 @pytest.mark.parametrize('name, arguments, optimizer, lr, wd, batch, per_class, length', SEEDS)
-def test_settings_are_the_seeds(table, tmp_path, name, arguments, optimizer, lr, wd, batch, per_class, length):
+def test_settings_are_the_programs(table, tmp_path, name, arguments, optimizer, lr, wd, batch, per_class, length):
     r = get_recipe(name)
     assert (r['lr'], r['wd'], r['batch_size'], r['per_class']) == (lr, wd, batch, per_class)
     assert (r['epochs'], r['steps']) == length
@@ -132,7 +132,7 @@ def test_settings_are_the_seeds(table, tmp_path, name, arguments, optimizer, lr,
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, net.dim)
 
 
-def test_heads_are_the_seeds(table, tmp_path):
+def test_heads_are_the_programs(table, tmp_path):
     pp, official, later = (make(n, table, tmp_path).model for n in ('pp_proxy_anchor', 'proxy_anchor_cub', 'pp_later'))
     assert [n for n, _ in pp.head.named_children()] == ['norm', 'linear'] and pp.head.linear.bias is None
     assert not list(pp.head.norm.parameters()) and type(pp.pool).__name__ == 'MAC'
@@ -144,7 +144,7 @@ def test_heads_are_the_seeds(table, tmp_path):
     assert 'dropout' not in dict(make('pp_googlenet', table, tmp_path, undo='googlenet_dropout').model.head.named_children())
 
 
-def test_proxies_begin_as_the_seeds_do():
+def test_proxies_begin_as_the_programs_do():
     torch.manual_seed(0)
     unit = build(get_recipe('pp_proxy_anchor')['loss'], n_classes=50, dim=512).proxies
     official = build(get_recipe('proxy_anchor_cub')['loss'], n_classes=50, dim=512).proxies
@@ -166,7 +166,7 @@ RATES = [('msloss', 10, [1]*4 + [.1]*4 + [.01]*2), ('proxy_anchor_cub', 60, [.5*
 
 
 @pytest.mark.parametrize('name, epochs, expected', RATES)
-def test_schedules_are_the_seeds(name, epochs, expected):
+def test_schedules_are_the_programs(name, epochs, expected):
     factor = schedule_factor(get_recipe(name)['schedule'], epochs)
     assert [factor(e/epochs) for e in range(epochs)] == pytest.approx(expected)
 
@@ -522,7 +522,7 @@ def test_what_is_set_by_name_comes_before_what_is_undone(name, untried):
 
 
 def test_googlenet_keeps_its_dropout_where_the_program_of_seed_003_keeps_it(table, tmp_path, untried):
-    for name in (n for n, r in RECIPES.items() if r['source'] == 'seed 003'):
+    for name in (n for n, r in RECIPES.items() if r['source'] == 'PP'):
         r = get_recipe(name, backbone='googlenet')
         assert r['net']['dropout'] == .2 and 'googlenet_dropout' in r['quirks']
         assert get_recipe(read := get_recipe(name, 'all', backbone='googlenet'))['net']['dropout'] == 0 and not read['quirks']

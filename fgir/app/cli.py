@@ -10,7 +10,7 @@ __all__ = ['STYLE', 'app', 'train', 'INPUT_ERRORS', 'MORE', 'Root', 'Data', 'Spl
            'Transform', 'Batch', 'Ranks', 'Box', 'PICTURES', 'LAYOUTS', 'FILES', 'DEMO', 'DEMO_FILES', 'NAMED',
            'DataName', 'Net', 'Scratch', 'Recalls', 'BatchSize', 'Epochs', 'Side', 'Rate', 'Valid', 'Precision',
            'RunSeed', 'GDConfig', 'Dim', 'Smoothing', 'Temperature', 'Margin', 'Warm', 'Cropped', 'Undo', 'Set',
-           'Resume', 'Results', 'Log', 'Processes', 'PARTS', 'Output', 'SeedJSON', 'Rows', 'Share', 'Ablation',
+           'Resume', 'Results', 'Log', 'Processes', 'PARTS', 'Output', 'CFGAJson', 'Rows', 'Share', 'Ablation',
            'Measures', 'Kind', 'LeaveSelf', 'RecipeGroup', 'about', 'one_line', 'warnings_in_a_line', 'main', 'option',
            'argument', 'switch', 'parse_ranks', 'parse_valid', 'check_writable', 'refuse_existing', 'check_picture',
            'watched', 'epochs_shown', 'detect_layout', 'find_reader', 'given', 'given_choices', 'read_data',
@@ -164,13 +164,13 @@ Weights = option(str | None, "Backbone's weights: a file, an address or a tag.",
                  default='its published weights, downloaded')
 Pool = option(str | None, 'Poolings of the map: S (mean), M (maximum), G (generalized mean), avg+max; several with '
               'commas.', metavar='LETTERS', default='S')
-Descriptor = option(str | None, 'What to describe by: cfga (all that seed 001 saves), or with commas: cfga+, layers, '
+Descriptor = option(str | None, 'What to describe by: cfga (all that CFGA saves), or with commas: cfga+, layers, '
                     'names of layers, embedding, scda_norm_each, scda_norm_joint, pool_norm_each, pool_norm_joint.',
                     metavar='NAMES', default="a model's embedding, a backbone's pooled map")
 Size = option(int | None, 'Side of the network input, pixels.', min=1, metavar='PIXELS',
               default="the model's, or the transform's")
 Transform = option(str | None, 'Transform by name: cgd, proxy_anchor, cfga_dml, squash, …', metavar='NAME',
-                   default="the model's; that of seed 001 with --descriptor; else cgd: squash")
+                   default="the model's; that of CFGA with --descriptor; else cgd: squash")
 Batch = option(int | None, 'Images a batch.', min=1, metavar='N', default='64 on a GPU, about 2^18 pixels on a CPU')
 Ranks = option(str, 'The K of Recall@K, with commas.', metavar='K,K')
 Box = option(tuple[float, float, float, float] | None, 'Crop the photograph to this box, pixels.', metavar='X1 Y1 X2 Y2',
@@ -338,19 +338,19 @@ def load_network(
     model: Path | None = None,  # a file of `save_model`, or a checkpoint of one of the programs
     backbone: str | None = None,  # or the name of a network, with …
     weights: str | None = None,  # … its weights, see `create_backbone`
-) -> tuple['nn.Module', str, dict]:  # the network, a key of `SEED_MODELS`, and how its record says that images are cut
+) -> tuple['nn.Module', str, dict]:  # the network, a key of `PROGRAM_NETWORKS`, and how its record says that images are cut
     "Load what describes: a trained model, or a backbone."
     from fgir.backbones.registry import create_backbone
     from fgir.backbones.saving import load_model
-    from fgir.papers.cfga import SEED_MODELS
-    from fgir.papers.programs import load_seed_model
+    from fgir.papers.cfga import PROGRAM_NETWORKS
+    from fgir.papers.programs import load_program_model
 
     if model is None: return create_backbone(backbone, weights=weights), 'pretrained', {}
     if model.suffix == '.safetensors':
         net = load_model(model)
         return net, 'margin', net.record
-    net, kind = load_seed_model(model)
-    return net, kind, dict(tfms=SEED_MODELS[kind]['tfms'])
+    net, kind = load_program_model(model)
+    return net, kind, dict(tfms=PROGRAM_NETWORKS[kind]['tfms'])
 
 # %% ../../nbs/90_app.cli.ipynb #0b8989ea
 def load_descriptor(
@@ -364,14 +364,14 @@ def load_descriptor(
     check_descriptor_options(model, backbone, weights, pool, arrays)
     from fgir.backbones.nets import Pooled
     from fgir.features.extraction import as_descriptor
-    from fgir.papers.cfga import SEED_MODELS, seed_descriptor
+    from fgir.papers.cfga import PROGRAM_NETWORKS, program_descriptor
 
     device, (net, kind, record) = pick_device(device), load_network(model, backbone, weights)
     if arrays:
-        net = seed_descriptor(net, kind, None if arrays == 'cfga' else arrays.split(','), **settings)
-        record = record or dict(tfms=SEED_MODELS[kind]['tfms'])
+        net = program_descriptor(net, kind, None if arrays == 'cfga' else arrays.split(','), **settings)
+        record = record or dict(tfms=PROGRAM_NETWORKS[kind]['tfms'])
     elif backbone: net = Pooled(net, (pool or 'S').split(','))
-    elif not hasattr(net, 'backbone'): net = seed_descriptor(net, kind, ['pool_norm_joint'])
+    elif not hasattr(net, 'backbone'): net = program_descriptor(net, kind, ['pool_norm_joint'])
     return as_descriptor(net).to(device).eval(), record
 
 # %% ../../nbs/90_app.cli.ipynb #d74de78a
@@ -857,7 +857,7 @@ def classify(
 
 # %% ../../nbs/90_app.cli.ipynb #ef941df7
 Output = option(Path, 'File to write (.safetensors).', metavar='FILE')
-SeedJSON = option(Path | None, 'Also write the arrays as the JSON files of CFGA.', '--seed-json', metavar='FOLDER',
+CFGAJson = option(Path | None, 'Also write the arrays as the JSON files of CFGA.', '--cfga-json', metavar='FOLDER',
                   default='none')
 Rows = option(str | None, 'Rows to describe: test (also query and gallery), train, valid, … or all.', metavar='NAME',
               default='test; all for a folder of classes that is not split')
@@ -891,28 +891,28 @@ def extract(
     pool: Pool = None, descriptor: Descriptor = None, data: Data = 'auto', split: Split = None, level: Level = None,
     rows: Rows = None, crop: CropAs = False, size: Size = None, tfms: Transform = None, batch_size: Batch = None,
     workers: Workers = None, processes: Processes = 1, shard: Share = None, device: Device = None,
-    cfga: Ablation = (), seed_json: SeedJSON = None, skip_bad: SkipBad = False, force: Force = False,
+    cfga: Ablation = (), cfga_json: CFGAJson = None, skip_bad: SkipBad = False, force: Force = False,
 ):
     "Describe images by a trained model or by a backbone. A run that was interrupted goes on where it stopped."
     check_descriptor_options(model, backbone, weights, pool, descriptor)
     refuse_existing([out], force)
     if cfga and not descriptor: raise ValueError('--set: settings of --descriptor, give that too')
-    if seed_json and not descriptor: raise ValueError('--seed-json: give --descriptor too')
-    if seed_json and rows not in (None, 'test'): raise ValueError('--seed-json: the files of seed 001 hold test images only')
-    if seed_json and (shard or processes > 1): raise ValueError('--seed-json: describe in one process')
+    if cfga_json and not descriptor: raise ValueError('--cfga-json: give --descriptor too')
+    if cfga_json and rows not in (None, 'test'): raise ValueError('--cfga-json: the files of CFGA hold test images only')
+    if cfga_json and (shard or processes > 1): raise ValueError('--cfga-json: describe in one process')
     if shard and processes > 1: raise ValueError('--shard: a share that is named is described by one process')
     from fgir.features.shards import extract_all
     from fgir.features.store import Features
-    from fgir.papers.programs import seed_file, write_seed_json
+    from fgir.papers.programs import cfga_feature_file, write_cfga_features
 
     if in_processes(processes, ctx.obj): return print(f'{out}: {Features.load(out)}')
     table = read_data(root, data, split=split, level=level)
-    rows = rows or ('test' if seed_json or split else _default_rows(table, root))
+    rows = rows or ('test' if cfga_json or split else _default_rows(table, root))
     table = pick_rows(table, rows)
     print(f'describing {len(table)} images: --rows {rows}')
     describe, record = load_descriptor(model, backbone, weights, pool, device, descriptor, **cfga_settings(cfga))
-    files = [seed_json/seed_file(name) for name in describe.what] if seed_json else []
-    if len(set(files)) < len(files): raise ValueError('--seed-json: embedding and pool_norm_joint have one file name')
+    files = [cfga_json/cfga_feature_file(name) for name in describe.what] if cfga_json else []
+    if len(set(files)) < len(files): raise ValueError('--cfga-json: embedding and pool_norm_joint have one file name')
     refuse_existing(files, force)
     how = settings(record, tfms=tfms, size=size, crop=crop or None)
     note = f'{model or backbone}' + (f', weights {weights}' if weights else '')
@@ -920,7 +920,7 @@ def extract(
                            facts=origin(model, weights), progress=watched(), skip_bad=skip_bad, **how)
     if features is None: return print(f'{out}: a share is done, others are not')
     say_skipped(features)
-    if seed_json: write_seed_json(features, seed_json, force)
+    if cfga_json: write_cfga_features(features, cfga_json, force)
     print(f'{out}: {features}')
 
 # %% ../../nbs/90_app.cli.ipynb #68ab33c8
@@ -1062,7 +1062,7 @@ def show_answer(index: 'Index', image: Path, found: 'pd.DataFrame', box, as_json
 # %% ../../nbs/90_app.cli.ipynb #fcbae82e
 def save_pictures(features: 'Features', row: int | None, image: Path, out: Path, k: int, array: str, metric: str,
                   force: bool):
-    "Write the answer for a photograph of the set as the programs of seeds 002 and 003 do; ValueError for another."
+    "Write the answer for a photograph of the set as the CGD and PP programs do; ValueError for another."
     from fgir.features.retrieval import save_retrieval_pictures
 
     if row is None: raise ValueError(f'--pictures: {image} is none of the described images')

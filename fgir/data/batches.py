@@ -124,7 +124,7 @@ def group_rows(
     n_batches: int,
     rng: np.random.Generator,
 ) -> list[int]:
-    "Return the rows of `n_batches` batches of one group of K rows from each of B/K classes (seeds 000, 001)."
+    "Return the rows of `n_batches` batches of one group of K rows from each of B/K classes (CFGA)."
     rows, n, left, dealt = _class_rows(targets, bs, per_class), bs//per_class, {}, []
     if len(rows) < n: raise ValueError(f'bs: {len(rows)} classes do not fill a batch of {n} classes')
     for _ in range(n_batches):

@@ -18,7 +18,7 @@ from .readers import check_choice
 def _squash(size: float) -> v2.Resize: return v2.Resize((round(size), round(size)))
 
 class Shrink(v2.Transform):
-    "Resize a PIL image so that its short side is `size` pixels, if it is longer; aspect kept (seed 001)."
+    "Resize a PIL image so that its short side is `size` pixels, if it is longer; aspect kept (CFGA)."
     def __init__(self, size: int):
         super().__init__()
         self.size = size
@@ -31,22 +31,22 @@ class Shrink(v2.Transform):
 # %% ../../nbs/14_data.transforms.ipynb #8924d539
 TRANSFORMS = {
     'cgd': dict(
-        size=224, about='train: squash to 252, random crop 224, flip; test: squash to 224 (seed 002)',
+        size=224, about='train: squash to 252, random crop 224, flip; test: squash to 224 (CGD)',
         train=lambda s: [_squash(s*252/224), v2.RandomCrop(s), v2.RandomHorizontalFlip()],
         test=lambda s: [_squash(s)]),
     'proxy_anchor': dict(
-        size=224, about='train: random resized crop 224, flip; test: short side 256, center crop 224 (seed 003)',
+        size=224, about='train: random resized crop 224, flip; test: short side 256, center crop 224 (PP)',
         train=lambda s: [v2.RandomResizedCrop(s), v2.RandomHorizontalFlip()],
         test=lambda s: [v2.Resize(round(s*256/224)), v2.CenterCrop(s)]),
     'cfga_pretrained': dict(
-        size=256, about='test: short side shrunk to 256 if larger, no crop, so sizes vary; no training (seed 001)',
+        size=256, about='test: short side shrunk to 256 if larger, no crop, so sizes vary; no training (CFGA)',
         train=None, test=lambda s: [Shrink(s)]),
     'moving_proxy': dict(
-        size=256, about='train: random resized crop 256, flip; test: short side 292, center crop 256 (history of seed 003)',
+        size=256, about='train: random resized crop 256, flip; test: short side 292, center crop 256 (history of PP)',
         train=lambda s: [v2.RandomResizedCrop(s), v2.RandomHorizontalFlip()],
         test=lambda s: [v2.Resize(round(s*292/256)), v2.CenterCrop(s)]),
     'squash': dict(
-        size=224, about='train and test: squash to 224, nothing random (test as in seed 002)',
+        size=224, about='train and test: squash to 224, nothing random (test as in CGD)',
         train=lambda s: [_squash(s)], test=lambda s: [_squash(s)]),
 }
 
@@ -54,18 +54,18 @@ TRANSFORMS = {
 TRANSFORMS |= {
     'cfga_dml': dict(
         size=227, about='train: short side 256, random resized crop 227 of 0.16 to 1 of the area, flip; '
-                        'test: short side 256, center crop 227 (seeds 000, 001)',
+                        'test: short side 256, center crop 227 (CFGA)',
         train=lambda s: [v2.Resize(round(s*256/227)), v2.RandomResizedCrop(s, scale=(.16, 1)),
                          v2.RandomHorizontalFlip()],
         test=lambda s: [v2.Resize(round(s*256/227)), v2.CenterCrop(s)]),
     'dgpcrl': dict(
         size=256, about='train: squash to 280, rotate by up to 10°, random crop 256, flip; '
-                        'test: short side shrunk to 280 if larger, no crop, so sizes vary (seeds 000, 001)',
+                        'test: short side shrunk to 280 if larger, no crop, so sizes vary (CFGA)',
         train=lambda s: [_squash(s*280/256), v2.RandomRotation(10), v2.RandomCrop(s), v2.RandomHorizontalFlip()],
         test=lambda s: [Shrink(round(s*280/256))]),
     'fgic': dict(
         size=448, about='train: squash to 512, random crop 448 with 8 black pixels around, flip; '
-                        'test: squash to 512, center crop 448 (seed 004)',
+                        'test: squash to 512, center crop 448 (FGIC)',
         train=lambda s: [_squash(s*512/448), v2.RandomCrop(s, padding=round(s*8/448)), v2.RandomHorizontalFlip()],
         test=lambda s: [_squash(s*512/448), v2.CenterCrop(s)]),
 }
@@ -73,7 +73,7 @@ TRANSFORMS |= {
 # %% ../../nbs/14_data.transforms.ipynb #edfd1d90
 def get_transforms(
     name: str,  # one of `TRANSFORMS`
-    size: int | None = None,  # side of the training crop in pixels, other lengths in proportion; default the seed's
+    size: int | None = None,  # side of the training crop in pixels, other lengths in proportion; default the program's
 ) -> tuple[v2.Compose | None, v2.Compose]:
     "Return the training half (None if there is none) and the test half: PIL image to uint8 tensor (3,H,W)."
     check_choice('tfms', name, tuple(TRANSFORMS))

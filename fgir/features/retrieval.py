@@ -123,12 +123,12 @@ def save_retrieval_pictures(
     out: str | Path,  # folder to make the query's folder in
     k: int = 8,  # neighbors, at most
     name: str | None = None,  # which array; default the first
-    metric: str = "euclidean",  # what the numbers in the file names are; seed 003 has "cosine"
+    metric: str = "euclidean",  # what the numbers in the file names are; PP has "cosine"
     crop: bool | None = None,  # crop to the boxes; default as the features were made
     force: bool = False,  # overwrite the query's folder
     folder: str | None = None,  # its name; default the row and the name of the query's file
 ) -> Path:  # the query's folder
-    "Write a query and its neighbors as pictures with green and red frames (seeds 002 and 003, `test.py`)."
+    "Write a query and its neighbors as pictures with green and red frames (CGD, PP: `test.py`)."
     table, labels = features.table, features.table["label"].to_numpy()
     if not 0 <= row < len(table): raise ValueError(f"row must be 0 to {len(table) - 1}, got {row}")
     crop = bool(features.record.get("crop")) if crop is None else crop

@@ -3,7 +3,7 @@ from .cfga import (
     LOSSES as LOSSES,
     NORMS as NORMS,
     POOLED as POOLED,
-    SEED_MODELS as SEED_MODELS,
+    PROGRAM_NETWORKS as PROGRAM_NETWORKS,
     Call as Call,
     Capture as Capture,
     Describe as Describe,
@@ -16,7 +16,7 @@ from .cfga import (
     forward_captured as forward_captured,
     largest_component as largest_component,
     pool_masked as pool_masked,
-    seed_descriptor as seed_descriptor,
+    program_descriptor as program_descriptor,
 )
 from .cgd import (
     GD_CONFIGS as GD_CONFIGS,
@@ -62,9 +62,9 @@ from .formats import (
     write_crops as write_crops,
 )
 from .programs import (
-    load_seed_model as load_seed_model,
+    cfga_feature_file as cfga_feature_file,
+    load_program_model as load_program_model,
     open_classifier as open_classifier,
     read_program_features as read_program_features,
-    seed_file as seed_file,
-    write_seed_json as write_seed_json,
+    write_cfga_features as write_cfga_features,
 )

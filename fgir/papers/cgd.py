@@ -66,7 +66,7 @@ class CGDNet(nn.Module):
 
 # %% ../../nbs/60_papers.cgd.ipynb #18bc61c9
 class CGDLoss(nn.Module):
-    "Batch-hard triplet loss of the embedding plus label-smoothed cross-entropy of the class scores (seed 002)."
+    "Batch-hard triplet loss of the embedding plus label-smoothed cross-entropy of the class scores (CGD)."
 
     def __init__(self, smoothing: float = .1, temperature: float = .5, margin: float = .1):
         super().__init__()
@@ -85,7 +85,7 @@ def cgd_prefix(
     recipe: dict,  # the settings of a run, see `get_recipe`
     data: str,     # first word
 ) -> str:
-    "First part of the names of a run's files (seed 002), such as car_uncropped_resnet50_SG_1536_0.1_0.5_0.1_128."
+    "First part of the names of a run's files (CGD), such as car_uncropped_resnet50_SG_1536_0.1_0.5_0.1_128."
     parts = [v for key in ('net', 'loss') for k, v in recipe[key].items() if k != 'name']
     crop = 'cropped' if recipe['crop'] else 'uncropped'
     return '_'.join(map(str, [data, crop, recipe['backbone'], *parts, recipe['batch_size']]))
@@ -114,7 +114,7 @@ def cgd_learner(
     precision: str = 'float32',       # 'bf16' is about twice as fast, on a CPU too
     **kwargs,                         # to `retrieval_dls`: num_workers, device, bad…
 ) -> RetrievalLearner:                # `fit_recipe` trains it
-    "The Learner of seed 002: CGD, its loss, its batches and its schedule."
+    "The Learner of CGD: CGD, its loss, its batches and its schedule."
     learn = learner_from_recipe(
         'cgd', table, out=out, loaders=kwargs, backbone=backbone, weights=weights,
         pretrained=pretrained, net=dict(gd_config=gd_config, feature_dim=feature_dim), ks=list(recalls), valid=valid,

@@ -1,4 +1,4 @@
-"""Name the species, model or variant on a photograph (seed 004): a backbone, one linear layer, and a good recipe
+"""Name the species, model or variant on a photograph (FGIC): a backbone, one linear layer, and a good recipe
 
 Docs: https://fgir.github.io/fgir/papers.fgic.html.md"""
 
@@ -47,7 +47,7 @@ def check_classes(table: pd.DataFrame):
 
 # %% ../../nbs/64_papers.fgic.ipynb #77e1cb9f
 class Classifier(nn.Module):
-    "Backbone → pooling → linear layer: image batch (B, 3, H, W) to logits (B, C) (seed 004)."
+    "Backbone → pooling → linear layer: image batch (B, 3, H, W) to logits (B, C) (FGIC)."
     class_path = 'fgir.papers.Classifier'
 
     def __init__(
@@ -140,7 +140,7 @@ def _log_lines(
     learn: RetrievalLearner,
     epochs,  # rows of `learn.recorder.values`
 ) -> str:
-    "The log in the seed's format: header, precision, epochs."
+    "The log in FGIC's format: header, precision, epochs."
     r, names = learn.recipe, learn.recorder.columns
     length = r['epochs'] or r['steps']/len(learn.dls.train)
     lines = [f'Epoch, lr, Train_Loss, Train_Acc, {learn.valid_split.title()}_Acc']
@@ -158,7 +158,7 @@ def run_folder(learn: RetrievalLearner) -> Path:
 
 
 class TrainLog(Callback):
-    "Write `train_log.csv` of seed 004 after each epoch."
+    "Write `train_log.csv` of FGIC after each epoch."
     order, run_valid = 63, False
 
     def before_fit(self):
@@ -190,7 +190,7 @@ def fgic_learner(
     data_name: str | None = None,     # first word of the file names; default the table's data set
     **kwargs,                         # to `retrieval_dls`: num_workers, device, bad…
 ) -> RetrievalLearner:                # `fit_recipe` trains it
-    "The Learner of seed 004; ValueError for a table whose classes have no training images."
+    "The Learner of FGIC; ValueError for a table whose classes have no training images."
     check_classes(table)
     prefix = f"{data_name or table.attrs.get('dataset', 'data')}_fgic_{arch}_{seed}"
     lr = .1*batch_size/256 if lr is None else lr
@@ -258,7 +258,7 @@ def finish_fgic(
     ks=(1, 5),
     progress: bool = True,
 ) -> pd.DataFrame:            # one row for train, valid if held out, and test: images, top-k from 0 to 1
-    "Accuracy of the picked weights, also written to the log and as files `acc_{split}_{percent}` (seed 004)."
+    "Accuracy of the picked weights, also written to the log and as files `acc_{split}_{percent}` (FGIC)."
     dls, held = learn.dls, learn.valid_split == 'valid'
     parts = {'train': dls.train.table, learn.valid_split: dls.valid.table}
     if held and (table['split'] == 'test').any(): parts['test'] = table[table['split'] == 'test'].reset_index(drop=True)

@@ -37,8 +37,8 @@ from fgir.data.readers import (
 from ..data.table import BOX, SPLITS, image_path, make_table
 
 # %% ../../nbs/65_papers.formats.ipynb #6a3a9fc1
-def _seed_names(table: pd.DataFrame) -> list[str]:
-    "Return the file name of each image in seed 002's folders, or its path where names collide."
+def _image_names(table: pd.DataFrame) -> list[str]:
+    "Return the file name of each image in CGD's folders, or its path where names collide."
     folder, name = table['path'].str.rsplit('/', n=2).str[-2], table['path'].str.rsplit('/', n=1).str[-1]
     if table.attrs['dataset'] == 'inshop': name = folder + '_' + name
     return list(table['path'] if name.str.casefold().duplicated().any() else name)
@@ -57,14 +57,14 @@ def write_crops(
     table: pd.DataFrame,
     out: str | Path,  # folder for the images; new, empty, or begun by the same call
     crop: bool = True,  # cut out the box; False re-encodes the whole image
-    quality: int = 75,  # of JPEG and WebP, 1 to 95; the seed's is 75
+    quality: int = 75,  # of JPEG and WebP, 1 to 95; CGD's is 75
     n_workers: int | None = None,  # threads; default one for each core
     force: bool = False,  # write all files anew, whatever is there; needed if boxes changed since
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:  # the table of the new files, without boxes if they were cropped
-    "Write each image as an RGB file, all that can be read; then raises BadImage if any could not. Source: seed 002."
+    "Write each image as an RGB file, all that can be read; then raises BadImage if any could not. Source: CGD."
     if crop and 'x1' not in table: raise ValueError(f"crop: the table of {table.attrs['root']} has no boxes")
-    out, names, n = Path(out).absolute(), _seed_names(table), len(table)
+    out, names, n = Path(out).absolute(), _image_names(table), len(table)
     originals = {image_path(table, i).resolve() for i in range(n)}
     same = [name for name in names if (out/name).resolve() in originals]
     if same: raise ValueError(f'{out}: {same[0]} would overwrite an image of the table')
@@ -98,7 +98,7 @@ def write_cfga_json(
     out: str | Path,  # folder for the four files
     root: str | Path | None = None,  # folder that the paths shall start with, if not the table's root
 ) -> None:
-    "Write the four JSON files of seeds 000 and 001; raises ValueError for splits other than train and test."
+    "Write the four JSON files of CFGA's programs; raises ValueError for splits other than train and test."
     _cfga_splits(table)
     root = Path(root or table.attrs['root'])
     for split in ('train', 'test'):
@@ -136,7 +136,7 @@ def read_json_list(path: Path, kind: type, what: str) -> list:
 
 # %% ../../nbs/65_papers.formats.ipynb #12c1a231
 def read_cfga_json(folder: str | Path) -> pd.DataFrame:
-    "Read the four JSON files of seeds 000 and 001, training rows first; raises ValueError naming file and entry."
+    "Read the four JSON files of CFGA's programs, training rows first; raises ValueError naming file and entry."
     rows = []
     for split in ('train', 'test'):
         files = [Path(folder)/CFGA_FILES[split, what] for what in ('paths', 'labels')]
@@ -150,11 +150,11 @@ def read_cfga_json(folder: str | Path) -> pd.DataFrame:
 
 # %% ../../nbs/65_papers.formats.ipynb #d46edea0
 def _cgd_ids(table: pd.DataFrame) -> pd.Series:
-    "Return the seed's label string of each row."
+    "Return CGD's label string of each row."
     return table['name'] if table.attrs['dataset'] == 'inshop' else (table['label'] + 1).astype(str)
 
 def write_cgd_dicts(table: pd.DataFrame, path: str | Path) -> None:
-    "Write seed 002's `*_data_dicts.pth`: {split: {label string: [absolute path, …]}}."
+    "Write CGD's `*_data_dicts.pth`: {split: {label string: [absolute path, …]}}."
     dicts = {s: {} for s in SPLITS if s in set(table['split'])}
     for i, (split, label) in enumerate(zip(table['split'], _cgd_ids(table), strict=True)):
         dicts[split].setdefault(label, []).append(str(image_path(table, i)))
@@ -175,7 +175,7 @@ def _check_paths(label: object, paths: object, where: str) -> None:
 
 # %% ../../nbs/65_papers.formats.ipynb #8f7360e3
 def read_cgd_dicts(path: str | Path) -> pd.DataFrame:
-    "Read seed 002's dictionary, class after class; raises ValueError naming split and label."
+    "Read CGD's dictionary, class after class; raises ValueError naming split and label."
     rows = []
     for split, classes in _load_dicts(Path(path)).items():
         where = f'{path}, {split}'
@@ -211,7 +211,7 @@ def prepare(
     progress: bool = True,  # show a bar
     **kwargs,  # for the reader: split, level
 ) -> pd.DataFrame:  # the table that the files describe
-    "Read a data set and write the seeds' files, a table and, if asked, images; raises FileExistsError for old files."
+    "Read a data set and write CFGA's or CGD's files, a table and, if asked, images; raises FileExistsError for old files."
     check_choice('name', name, tuple(READERS))
     check_choice('format', format, ('cgd', 'cfga', 'both'))
     try: table = READERS[name](root, **kwargs)

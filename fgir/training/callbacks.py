@@ -94,7 +94,7 @@ class _Holds(Callback):
 
 # %% ../../nbs/51_training.callbacks.ipynb #363c3bf3
 class FreezeBN(_Holds):
-    "Keep the running statistics of every `BatchNorm2d`, with `affine` its scale and shift as well (seeds 000 to 003)."
+    "Keep the running statistics of every `BatchNorm2d`, with `affine` its scale and shift as well (all programs but FGIC)."
     order = -5
 
     def __init__(self, affine: bool = False): self.affine = affine
@@ -107,7 +107,7 @@ class FreezeBN(_Holds):
 
 # %% ../../nbs/51_training.callbacks.ipynb #1c5c738d
 class WarmUp(_Holds):
-    "Train everything but the backbone for the first `epochs` epochs of a run (seeds 001, 003)."
+    "Train everything but the backbone for the first `epochs` epochs of a run (CFGA, PP)."
     order = -6
 
     def __init__(self, epochs: int): self.epochs = epochs
@@ -251,7 +251,7 @@ def what_was_picked(self: SaveBest) -> str:
 
 # %% ../../nbs/51_training.callbacks.ipynb #ab578f95
 class Statistics(Callback):
-    "Rewrite `fname` below the Learner's path after each epoch: training loss, and all else in percent (seed 002)."
+    "Rewrite `fname` below the Learner's path after each epoch: training loss, and all else in percent (CGD)."
     order, run_valid = 62, False
 
     def __init__(self, fname: str, split: str = 'valid'): self.fname, self.split = fname, split

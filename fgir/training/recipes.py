@@ -65,7 +65,7 @@ QUIRKS = {
                     'the fourth', 'strides', [2, 1], lambda v: list(v) == [1, 2])}
 
 # %% ../../nbs/53_training.recipes.ipynb #19101840
-_MARGIN = dict(source='seed 000', data='cars', net=dict(name='RetrievalNet', pool='M', dim=512), tfms='cfga_dml', size=227,
+_MARGIN = dict(source='CFGA training', data='cars', net=dict(name='RetrievalNet', pool='M', dim=512), tfms='cfga_dml', size=227,
                batch_size=80, sampler='groups', wd=5e-4, epochs=None, valid='last')
 _FACE = dict(_MARGIN, per_class=1, optimizer=dict(name='rmsprop'), lr=1e-5, steps=4000,
              quirks=['bn_affine', 'decayed_proxies', 'last_weights'])
@@ -76,7 +76,7 @@ RECIPES = {
                    quirks=['bn_affine', 'single_rate', 'last_weights']),
     'cosface': dict(_FACE, about='CosFace', loss=dict(name='CosFaceLoss', scale=50., margin=.5)),
     'arcface': dict(_FACE, about='ArcFace', loss=dict(name='ArcFaceLoss', scale=50., margin=.5)),
-    'dgpcrl': dict(about='decorrelated piecewise ranking', source='seed 000', data='cars',
+    'dgpcrl': dict(about='decorrelated piecewise ranking', source='CFGA training', data='cars',
                    net=dict(name='RetrievalNet', pool='concat', dim=None), loss=dict(name='DGPCRLoss'), tfms='dgpcrl',
                    size=256, batch_size=60, optimizer=dict(name='sgd', momentum=.9), lr=1e-3, wd=5e-6, epochs=111,
                    schedule=dict(name='steps', at=[100], of=111, gamma=.1), freeze_bn='', valid='last',
@@ -93,7 +93,7 @@ _PICKED_AND_DECAYED = ['decayed_proxies', 'test_selection']
 
 def _official(data, backbone, batch_size, lr, warm_up, every, gamma, **more) -> dict:
     "A row of the table in the README of Proxy-Anchor."
-    return dict(about='Proxy-Anchor, official', source='seed 001', data=data, backbone=backbone, batch_size=batch_size,
+    return dict(about='Proxy-Anchor, official', source='CFGA', data=data, backbone=backbone, batch_size=batch_size,
                 net=dict(name='RetrievalNet', pool='avg+max', dim=512, init='kaiming'), loss=dict(name='ProxyAnchorLoss'),
                 optimizer=dict(name='adamw'), lr=dict(backbone=lr, head=lr, loss=100*lr), wd=1e-4, epochs=60,
                 schedule=dict(name='steps', at=list(range(every, 60, every)), of=60, gamma=gamma), warm_up=warm_up,
@@ -110,7 +110,7 @@ RECIPES |= {
     'proxy_anchor_inshop': _official('inshop', 'bn_inception', 180, 6e-4, 1, 20, .25, ks=[1, 10, 20, 30, 40], **_SHOP)}
 
 # %% ../../nbs/53_training.recipes.ipynb #f24be048
-_PP = dict(source='seed 003', net=dict(name='RetrievalNet', pool='M', dim=512, layer_norm=True, bias=False),
+_PP = dict(source='PP', net=dict(name='RetrievalNet', pool='M', dim=512, layer_norm=True, bias=False),
            optimizer=dict(name='adamp'), lr=dict(backbone=1e-4, head=1e-4, loss=1e-2), drop_last=False, warm_up=2,
            schedule=dict(name='steps', at=[5, 10, 15], of=20, gamma=.5), valid='last', seed=1,
            quirks=['bn_affine', 'ragged_batch', 'last_weights'])
@@ -133,12 +133,12 @@ RECIPES |= {
 
 # %% ../../nbs/53_training.recipes.ipynb #c802f537
 RECIPES |= {
-    'cgd': dict(about='combined global descriptors', source='seed 002', strides=[1, 2], tfms='cgd', batch_size=128,
+    'cgd': dict(about='combined global descriptors', source='CGD', strides=[1, 2], tfms='cgd', batch_size=128,
                 net=dict(name='CGDNet', gd_config='SG', feature_dim=1536),
                 loss=dict(name='CGDLoss', smoothing=.1, temperature=.5, margin=.1), per_class=4,
                 schedule=dict(name='steps', at=[12, 16], of=20, gamma=.1), valid='test',
                 quirks=['bn_affine', 'test_selection', 'third_stage']),
-    'fgic': dict(about='classifier with label smoothing', source='seed 004', net=dict(name='Classifier'), tfms='fgic',
+    'fgic': dict(about='classifier with label smoothing', source='FGIC', net=dict(name='Classifier'), tfms='fgic',
                  loss=dict(name='LabelSmoothingCE', smoothing=.1, temperature=1., spread='others'), size=448,
                  optimizer=dict(name='sgd', momentum=.9), lr=.025, wd=5e-4, schedule=dict(name='cosine'), epochs=128,
                  freeze_bn='', valid='test', hold_out='images', ks=[1, 5], seed=2020, quirks=['test_selection'])}
@@ -291,8 +291,8 @@ def _base(recipe: str | Mapping, backbone: str | None) -> dict:
 
 
 def _with_dropout(r: dict) -> dict:
-    "A recipe of seed 003 with the dropout of 0.2 that its program leaves in GoogLeNet."
-    ours = r['source'] != 'seed 003' or not isinstance(r['net'], Mapping)
+    "A recipe of PP with the dropout of 0.2 that its program leaves in GoogLeNet."
+    ours = r['source'] != 'PP' or not isinstance(r['net'], Mapping)
     if ours or 'dropout' in r['net']: return r
     return {**r, 'net': {**r['net'], 'dropout': .2}, 'quirks': [*r['quirks'], 'googlenet_dropout']}
 

@@ -164,7 +164,7 @@ def _train_accuracy_of(loss: nn.Module):
 def _schedule_note(r: dict) -> str:
     "What a program would do with its schedule in a run of another length; '' where nothing differs."
     s, known = r['schedule'], RECIPES.get(r['recipe'], {})
-    if s != known.get('schedule') or r['source'] in ('fgir', 'seed 002'): return ''
+    if s != known.get('schedule') or r['source'] in ('fgir', 'CGD'): return ''
     unit, whole = ('steps', known['steps']) if known.get('steps') else ('epochs', known.get('epochs', 20))
     length = r[unit]
     if length == whole or s['name'] not in ('steps', 'cosine'): return ''
@@ -342,7 +342,7 @@ def save_results(
     force: bool = False,      # overwrite an earlier run's files
     progress: bool = True,
 ) -> Features:
-    "Write `{prefix}_data_base.safetensors` and the pictures of `n_queries` searches in `{prefix}_pictures/` (seed 002)."
+    "Write `{prefix}_data_base.safetensors` and the pictures of `n_queries` searches in `{prefix}_pictures/` (CGD)."
     features = describe_test(learn, table, progress)
     features.save(Path(learn.path)/f'{learn.prefix}_data_base.safetensors', force=force)
     rows = torch.linspace(0, len(features) - 1, min(n_queries, len(features))).long().tolist()
