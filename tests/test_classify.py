@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 from torch import nn
 
 import fgir
-from fgir.app import cli
+from fgir.app import cli, describe
 from fgir.backbones.registry import create_backbone
 from fgir.backbones.saving import load_model, read_record, save_model
 from fgir.data.batches import table_dl
@@ -499,7 +499,8 @@ WAYS = {
     'save_results': lambda run, saved, test, out: save_results(run, test, 1, 1, force=True, progress=False)['embedding'],
     'Views': lambda run, saved, test, out: extract(Views(load_model(saved), flip=False), test, **HOW)['embedding'],
     'Describe': lambda run, saved, test, out: extract(Describe(load_model(saved), 'embedding'), test, **HOW)['embedding'],
-    'load_descriptor': lambda run, saved, test, out: extract(cli.load_descriptor(saved, device='cpu')[0], test, **HOW)['embedding'],
+    'load_descriptor': lambda run, saved, test, out: extract(
+        describe.load_descriptor(saved, device='cpu')[0], test, **HOW)['embedding'],
     'fgir extract': by_command('extract'), 'fgir index build': by_command('index build')}
 
 

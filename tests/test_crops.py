@@ -109,8 +109,6 @@ PHOTO_WAYS = {
     'classify': lambda file, photo, box, gallery: shell('classify', photo, '--model', file, *box_words(box)),
     'search_image': lambda file, photo, box, gallery: Index.build(Features.load(gallery)).search_image(
         photo, load_model(file), 2, box),
-    'search': lambda file, photo, box, gallery: shell(
-        'search', photo, '--features', gallery, '--model', file, '-k', 2, '--device', 'cpu', *box_words(box)),
     'index search': lambda file, photo, box, gallery: shell(
         'index', 'search', gallery, photo, '--model', file, '-k', 2, '--device', 'cpu', *box_words(box))}
 

@@ -249,8 +249,8 @@ def test_with_images_each_option_goes_to_what_it_is_for(fish, gallery, tmp_path,
             return result
         return noted
     described = Features.load(gallery).select(range(4))
-    monkeypatch.setattr(cli, 'read_data', note('read', fish))
-    monkeypatch.setattr(cli, 'load_descriptor', note('load', (None, dict(tfms='cgd'))))
+    monkeypatch.setattr(fgir.app.gallery, 'read_data', note('read', fish))
+    monkeypatch.setattr(fgir.app.gallery, 'load_descriptor', note('load', (None, dict(tfms='cgd'))))
     monkeypatch.setattr(fgir.features.extraction, 'extract', note('extract', described))
     monkeypatch.setattr(fgir.app.gallery, 'make_gallery', note('make', None))
     monkeypatch.setattr(Index, 'add', note('add', None))
@@ -274,7 +274,8 @@ SEARCH = dict(
     k='-k 2', name='--name Trout', where='--where label=3', leave_self='--keep-self', box='--box 0 0 20 20', as_json='--json',
     picture='--picture {dir}/p.png',
     model='--model {dir}/net.pth', backbone='--backbone resnet34', weights='--weights {dir}/net.pth', pool='--pool M',
-    descriptor='--descriptor layers', device='--device meta', force='--force')
+    descriptor='--descriptor layers', device='--device meta', force='--force',
+    array='--array S', pictures='--pictures {dir}/ps', metric='--metric cosine')
 
 
 def test_each_option_of_search_is_used_or_refused(fish, gallery, capsys, monkeypatch):
@@ -284,7 +285,7 @@ def test_each_option_of_search_is_used_or_refused(fish, gallery, capsys, monkeyp
     index = Index.load(gallery)
     found = index.search(index.store.features['S'][:1], 3)
     found.attrs['left_out'] = []
-    monkeypatch.setattr(cli, 'load_descriptor', lambda *a: calls.append(repr(a)) or (None, {}))
+    monkeypatch.setattr(fgir.app.gallery, 'load_descriptor', lambda **how: calls.append(repr(how)) or (None, {}))
     monkeypatch.setattr(Index, 'search_image', lambda self, *a, **how: calls.append(repr((a, how))) or found)
     def outcome(more):
         calls.clear()
@@ -341,9 +342,8 @@ def test_an_emptied_gallery_answers_every_command_in_a_line(fish, gallery, capsy
     paths = fish['path'][fish['split'] == 'train']
     photo = f"{fish.attrs['root']}/{paths.iloc[0]}"
     assert said(capsys, 'index', 'remove', gallery, *paths) == f'{gallery}: 0 images\n'
-    for words in (['evaluate', gallery], ['search', photo, '--features', gallery]):
-        error = said(capsys, *words, status=1)
-        assert error == f'fgir: {gallery}: no images in it; fgir index add brings some\n'
+    error = said(capsys, 'evaluate', gallery, status=1)
+    assert error == f'fgir: {gallery}: no images in it; fgir index add brings some\n'
     assert not call('index', 'search', gallery, photo)
     assert capsys.readouterr() == ('', 'no image to search among\n')
     assert said(capsys, 'index', 'search', gallery, photo, '--json') == '[]\n'

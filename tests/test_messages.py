@@ -38,8 +38,7 @@ COMMANDS = [
     (f'extract fish --out out.safetensors --backbone test_resnet --weights {{}} {SIZE}', FEW, '.pth'),
     (f'extract fish --out out.safetensors --backbone test_resnet --weights {{}} {SIZE}', FEW, '.safetensors'),
     ('evaluate {}', TENSORS, '.safetensors'), ('evaluate good.safetensors {}', TENSORS, '.safetensors'),
-    (f'search fish/images/a.jpg --features {{}} {NET}', TENSORS, '.safetensors'),
-    (f'search {{}} --features good.safetensors {NET}', FEW, '.jpg'),
+    (f'index search good.safetensors {{}} {NET}', FEW, '.jpg'),
     ('classify a.jpg --model {}', TENSORS, '.safetensors'), ('classify a.jpg --model {}', FEW, '.pth'),
     (f'index build {{}} new.safetensors {NET} {SIZE}', ROOTS, ''),
     (f'index build {{}} new.safetensors {NET}', TENSORS, '.safetensors'),
@@ -53,7 +52,7 @@ COMMANDS = [
 CASES = [(command, kind, ending) for command, kinds, ending in COMMANDS for kind in kinds]
 
 OPTIONS = [  # a command line, and what its one line names
-    (f'search a.jpg --features good.safetensors {NET} --picture found', '--picture found'),
+    (f'index search good.safetensors a.jpg {NET} --picture found', '--picture found'),
     ('index search gallery.safetensors a.jpg --picture found.xyz', '--picture found.xyz'),
     (f'extract fish --out out.safetensors {NET} --size 10000000000', 'size'),
     (f'extract fish --out out.safetensors {NET} --size 0', '--size'),

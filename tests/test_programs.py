@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import get_model
 
-from fgir.app.cli import detect_layout, main, read_data
+from fgir.app.cli import main
+from fgir.app.data import detect_layout, read_data
 from fgir.backbones.classic import BNInception
 from fgir.backbones.registry import create_backbone
 from fgir.backbones.saving import load_model, save_model

@@ -68,7 +68,7 @@ def test_a_report_shows_them_below_its_own_best(tmp_path):
     html = report(results, tmp_path/'r.html', 'cars', published=known_numbers(results)).read_text(encoding='utf-8')
     section = html.partition('<h2>Published</h2>')[2].partition('</section>')[0]
     assert section.count('(this page)') == 1 and section.index('(this page)') < section.index('CGD')
-    assert '92.4' in section and 'README of CGD' in section
+    assert '92.4' in section and 'README of the CGD program' in section
     assert 'This page asked 12 queries, the usual test set has 8131' in section
     alone = report(results, tmp_path/'s.html', 'cars').read_text(encoding='utf-8')
     assert 'Published' not in alone

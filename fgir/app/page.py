@@ -7,7 +7,7 @@ Docs: https://fgir.github.io/fgir/app.page.html.md"""
 # %% auto #0
 __all__ = ['SIDE', 'PIXELS', 'TITLE', 'START', 'READY', 'WAIT', 'ROOM', 'CSS', 'served_folders', 'served_file', 'card',
            'shown_image', 'thumbnail', 'read_photo', 'check_fits', 'answer', 'evidence_picture', 'load_gradio', 'said',
-           'facts', 'photo_input', 'parts', 'search_page', 'refusal', 'guarded', 'open_page', 'own_folder', 'serve']
+           'facts', 'photo_input', 'parts', 'search_page', 'refusal', 'guarded', 'open_page', 'own_folder']
 
 # %% ../../nbs/95_app.page.ipynb #7131e824
 import os
@@ -28,9 +28,9 @@ from urllib.parse import urlsplit
 
 from PIL import Image, ImageDraw, ImageFont
 
-import fgir.app.cli as cli
-import fgir.app.gallery as shell
-from .cli import option
+from .cli import Device, option
+from .describe import Backbone, Descriptor, Model, Pool, Weights
+from .gallery import Gallery, index_app, make_descriptor, open_gallery, source_of
 
 if TYPE_CHECKING:
     import gradio
@@ -391,17 +391,17 @@ def _check_confirmed(host: str, folders: Sequence[Path]):
     raise ValueError(f'--host {host} lets other machines in: name the folders whose images they may see with --folder')
 
 # %% ../../nbs/95_app.page.ipynb #e5c2b8e4
-@shell.index.command()
-def serve(
-    gallery: shell.Gallery,
+@index_app.command('serve')
+def _serve(
+    gallery: Gallery,
     host: option(str, 'Address to listen at; 0.0.0.0 lets other machines in.', metavar='ADDRESS') = '127.0.0.1',
     port: option(int | None, 'Port.', min=1, max=65535, metavar='N', default='the first that is free from 7860 on') = None,
-    name: option(list[str], 'Another name by which browsers ask for the page; may be given again.', metavar='NAME') = [],  # noqa: B006
+    name: option(list[str], 'Another name by which browsers ask for the page; may be given again.', metavar='NAME', default='none') = [],  # noqa: B006
     max_mb: option(int, 'Megabytes of a photograph, at most.', min=1, metavar='N') = 10,
     folder: option(list[Path], 'Folder whose images may be shown; may be given again.', metavar='FOLDER',
                    default="the gallery's, if only this machine is served") = [],  # noqa: B006
-    model: cli.Model = None, backbone: cli.Backbone = None, weights: cli.Weights = None, pool: cli.Pool = None,
-    descriptor: cli.Descriptor = None, device: cli.Device = None,
+    model: Model = None, backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
+    descriptor: Descriptor = None, device: Device = None,
 ):
     "A page to search a gallery with, in a browser."
     _check_confirmed(host, folder)
@@ -409,9 +409,10 @@ def serve(
     with own_folder():
         load_gradio()
         import_module('matplotlib').use('Agg')
-        opened = shell.open_gallery(gallery)
+        opened = open_gallery(gallery)
         folders = served_folders(opened, folder)
-        page = search_page(opened, shell.make_descriptor(shell.source_of(opened.record, gallery, **named), device)[0], folders)
+        describe, _ = make_descriptor(source_of(opened.record, gallery, **named), device)
+        page = search_page(opened, describe, folders)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         url = open_page(page, host, port, max_mb, name)
         print(f'{gallery}: {url}, images of {", ".join(map(str, folders))}; Ctrl-C ends it', flush=True)
