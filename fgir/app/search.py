@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from .cli import Device, Force, Picture, argument, check_picture, option, refuse_options
-from .describe import AsJson, Backbone, Box, Descriptor, Model, Pool, Weights, read_described
+from .describe import AsJson, Backbone, Box, Descriptor, Model, Pool, Weights, check_source, read_described
 from .gallery import Array, index_app, make_descriptor, open_gallery, pick_array, source_of
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def _search(
     only = _parse_where(where)
     source = dict(model=model, backbone=backbone, weights=weights, pool=pool,
                   descriptor=descriptor)
+    if any(source.values()): check_source(**source)
     opened, known = _searchable(gallery, array)
     own, vector = _known_as(opened, known, image)
     needs_network = vector is None or box or any(source.values())

@@ -1,0 +1,36 @@
+"""A command that does not train loads neither what trains nor what draws."""
+import subprocess
+import sys
+
+import torch
+
+from fgir.app.cli import main
+from fgir.backbones.registry import create_backbone
+from fgir.data.fish import synth_dataset
+
+HEAVY = ['fastai', 'sklearn', 'scipy', 'timm', 'torchvision.models', 'matplotlib.pyplot', 'pymilvus', 'gradio', 'wandb']
+
+
+def loaded(*words) -> tuple[list[str], str]:
+    """Which of `HEAVY` and torch a command leaves in a fresh process, and what it printed."""
+    code = ('import sys; from fgir.app.cli import main; status = main(sys.argv[1:]); '
+            f'print(*(m for m in {["torch", *HEAVY]!r} if m in sys.modules), sep=","); sys.exit(status)')
+    p = subprocess.run([sys.executable, '-c', code, *map(str, words)], capture_output=True, text=True)
+    assert p.returncode == 0, p.stderr
+    said, _, modules = p.stdout.rstrip('\n').rpartition('\n')
+    return modules.split(',') if modules else [], said
+
+
+def test_help_loads_no_torch():
+    modules, said = loaded('index', 'search', '--help')
+    assert modules == [] and '--where' in said
+
+
+def test_a_search_loads_torch_alone(tmp_path):
+    fish = synth_dataset(tmp_path/'fish', n_classes=4, n_per_class=2, size=48, progress=False)
+    torch.save(create_backbone('bvlc_googlenet', pretrained=False).state_dict(), tmp_path/'net.pth')
+    gallery, photo = tmp_path/'fish.safetensors', tmp_path/'fish'/fish['path'][0]
+    net = ['--backbone', 'bvlc_googlenet', '--weights', tmp_path/'net.pth', '--size', 48, '--device', 'cpu']
+    assert main([str(word) for word in ('index', 'build', tmp_path/'fish', gallery, *net)]) == 0
+    modules, said = loaded('index', 'search', gallery, photo, '-k', 3, '--json')
+    assert modules == ['torch'] and said.count('"rank"') == 3
