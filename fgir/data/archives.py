@@ -28,16 +28,8 @@ from fastdownload.core import check, checks_module, download_url
 from fastprogress.fastprogress import progress_bar
 from scipy.io import loadmat
 
-from .files import write_atomic, write_folder_atomic
-from fgir.data.readers import (
-    check_choice,
-    check_files,
-    class_names,
-    existing_folder,
-    first_file,
-    zero_shot_split,
-)
-from .table import make_table
+from .files import check_choice, existing_folder, first_file, write_atomic, write_folder_atomic
+from .table import check_files, class_names, make_table, zero_shot_split
 
 # %% ../../nbs/18_data.archives.ipynb #4c1f3070
 def _check_member(name: str, plain: bool) -> None:

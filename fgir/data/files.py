@@ -6,7 +6,7 @@ Docs: https://fgir.github.io/fgir/data.files.html.md"""
 
 # %% auto #0
 __all__ = ['say', 'lock_of', 'alone_with', 'in_use', 'write_atomic', 'write_folder_atomic', 'check', 'parse_json', 'naming',
-           'OpenFile', 'lay_out', 'shared_dir', 'load_pth']
+           'OpenFile', 'lay_out', 'shared_dir', 'load_pth', 'existing_folder', 'first_file', 'check_choice']
 
 # %% ../../nbs/10_data.files.ipynb #3ae48171
 import json
@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -419,3 +419,20 @@ def load_pth(path: str | Path) -> object:
         why = 'cut off, or of another format'
         if code: why = f'it holds {code[1]}, which is code and is not run'
         raise ValueError(f'{path}: not a whole .pth file of tensors and plain values ({why})') from e
+
+# %% ../../nbs/10_data.files.ipynb #c40ce5a1
+def existing_folder(root: str | Path) -> Path:
+    "Return `root` as an absolute Path; raises FileNotFoundError if it is not a folder."
+    root = Path(root).expanduser().absolute()
+    if not root.is_dir(): raise FileNotFoundError(f'{root}: no such folder')
+    return root
+
+def first_file(root: Path, name: str, folders: Sequence[str]) -> Path:
+    "Return the first of `root/folder/name` that is a file, the first of all if none is."
+    paths = [root/folder/name for folder in folders]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
+    "Raise ValueError naming the argument if its value is not one of the choices."
+    if value in choices: return
+    raise ValueError(f'{argument}: expected one of {tuple(choices)}, found {value!r}')
