@@ -118,7 +118,7 @@ def read_folder(
     root: str | Path,  # class folders, or `train/`, `test/`, … with class folders
     split: str = 'zero-shot',  # or one of `SPLITS` for all rows, without split folders
 ) -> pd.DataFrame:
-    "Read images in one folder per class, subfolders included."
+    "Read images in one folder per class, subfolders included; each needs an image."
     root, left = existing_folder(root), Counter()
     check_choice('split', split, ('zero-shot', *SPLITS))
     top = _class_folders(root, left)
@@ -143,8 +143,8 @@ _TYPES = {'int': _whole, 'float': float, 'str': str}
 
 def _columns(fields: str) -> tuple[list[str], list[Callable]]:
     "Split 'id:int path' into the names, and the functions that read the values."
-    named = [f'{field}:str'.split(':')[:2] for field in fields.split()]
-    return [name for name, _ in named], [_TYPES[kind] for _, kind in named]
+    parts = [field.partition(':') for field in fields.split()]
+    return [name for name, _, _ in parts], [_TYPES[kind or 'str'] for _, _, kind in parts]
 
 def _values(line: str, kinds: list[Callable]) -> list:
     "Read the columns of a line; the last one takes the rest."
@@ -248,7 +248,7 @@ def read_cub(
 
 # %% ../../nbs/12_data.readers.ipynb #bf5e0544
 def load_mat(path: Path, *keys: str) -> list[np.ndarray]:
-    "Return some arrays of a MATLAB file; ValueError where it has them not."
+    "Return some arrays of a MATLAB file; ValueError if it does not hold them."
     if not path.is_file():
         raise FileNotFoundError(f'{path}: annotation file is missing')
     try:
@@ -365,8 +365,8 @@ def read_inshop(
     rows = _keyed(partition, 'image_name item_id status', header=2)
     images, where = rows['image_name'], rows['where']
     labels = _inshop_labels(rows['item_id'], where)
-    boxes = first_file(root, 'list_bbox_inshop.txt', ('Anno', 'Eval', ''))
-    boxes = _inshop_boxes(boxes, images)
+    box_file = first_file(root, 'list_bbox_inshop.txt', ('Anno', 'Eval', ''))
+    boxes = _inshop_boxes(box_file, images)
     paths = ('Img/' if (root/'Img').is_dir() else '') + images
     names, splits = rows['item_id'], rows['status']
     table = make_table(paths, labels, names, splits, root, 'inshop', boxes, where)
