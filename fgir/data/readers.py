@@ -133,7 +133,7 @@ def read_folder(
     if not parts and split == 'zero-shot': table.attrs['split'] = split
     return table
 
-# %% ../../nbs/12_data.readers.ipynb #351cb9f7
+# %% ../../nbs/12_data.readers.ipynb #dc8b04c6
 def _whole(text: str) -> int:
     "Read a whole number of at most 18 digits, which fits into a column of integers."
     if re.fullmatch(r'[+-]?[0-9]{1,18}', text): return int(text)
@@ -144,7 +144,8 @@ _TYPES = {'int': _whole, 'float': float, 'str': str}
 def _columns(fields: str) -> tuple[list[str], list[Callable]]:
     "Split 'id:int path' into the names, and the functions that read the values."
     parts = [field.partition(':') for field in fields.split()]
-    return [name for name, _, _ in parts], [_TYPES[kind or 'str'] for _, _, kind in parts]
+    names = [name for name, _, _ in parts]
+    return names, [_TYPES[kind or 'str'] for _, _, kind in parts]
 
 def _values(line: str, kinds: list[Callable]) -> list:
     "Read the columns of a line; the last one takes the rest."
