@@ -353,6 +353,12 @@ def test_folder_splits(lay_out):
     refused(lambda: read_folder(root), ValueError, "005.Owl: a class folder beside the split folder 'test'")
 
 
+def test_the_images_of_cub_are_class_folders(lay_out):
+    root, columns = lay_out('cub'), ['label', 'name', 'split']
+    by_folder, by_files = (t.sort_values('path')[columns].to_numpy() for t in (read_folder(root/'images'), read_cub(root)))
+    assert by_folder.tolist() == by_files.tolist()
+
+
 def test_folder_faults(lay_out, tmp_path):
     root = lay_out('folder')
     (root/'005.Owl').mkdir()
@@ -672,6 +678,7 @@ def test_hold_out(tmp_path):
         assert held.loc[held['split'] == 'valid', 'label'].nunique() == classes
         assert held[held['split'] == 'test'].equals(table[table['split'] == 'test'])
     assert len({tuple(hold_out_classes(table, seed=s)['split']) for s in range(20)}) > 1
+    assert hold_out_classes(table, seed=3).equals(hold_out_classes(table, seed=3))
     refused(lambda: hold_out_classes(held), ValueError, "have the split 'valid' already")
     refused(lambda: hold_out_classes(table, 1), ValueError, 'fraction: expected')
     refused(lambda: hold_out_classes(table[table['split'] == 'test']), ValueError, 'found 0')

@@ -34,6 +34,9 @@ from .files import (
     OpenFile as OpenFile,
     alone_with as alone_with,
     check as check,
+    check_choice as check_choice,
+    existing_folder as existing_folder,
+    first_file as first_file,
     in_use as in_use,
     lay_out as lay_out,
     load_pth as load_pth,
@@ -63,27 +66,27 @@ from .images import (
 )
 from .readers import (
     FORMATS as FORMATS,
-    check_choice as check_choice,
-    check_files as check_files,
-    class_names as class_names,
-    existing_folder as existing_folder,
-    first_file as first_file,
+    load_mat as load_mat,
+    mat_classes as mat_classes,
+    mat_records as mat_records,
     read_aircraft as read_aircraft,
     read_cars as read_cars,
     read_cub as read_cub,
     read_folder as read_folder,
     read_inshop as read_inshop,
     read_sop as read_sop,
-    zero_shot_split as zero_shot_split,
 )
 from .table import (
     BOX as BOX,
     SPLITS as SPLITS,
     check_boxes as check_boxes,
+    check_files as check_files,
+    class_names as class_names,
     hold_out_classes as hold_out_classes,
     image_path as image_path,
     make_table as make_table,
     refuse_rows as refuse_rows,
+    zero_shot_split as zero_shot_split,
 )
 from .transforms import (
     TRANSFORMS as TRANSFORMS,

@@ -20,37 +20,35 @@ from pathlib import Path, PureWindowsPath
 from stat import S_IFDIR, S_IFMT, S_IFREG
 
 import fastai.data
-import numpy as np
 import pandas as pd
 from fastai.data.external import URLs
 from fastcore.net import urlsave
 from fastdownload.core import check, checks_module, download_url
 from fastprogress.fastprogress import progress_bar
-from scipy.io import loadmat
 
-from .files import write_atomic, write_folder_atomic
-from fgir.data.readers import (
+from fgir.data.files import (
     check_choice,
-    check_files,
-    class_names,
     existing_folder,
     first_file,
-    zero_shot_split,
+    write_atomic,
+    write_folder_atomic,
 )
-from .table import make_table
+from .readers import load_mat, mat_classes, mat_records
+from .table import check_files, class_names, make_table, zero_shot_split
 
 # %% ../../nbs/18_data.archives.ipynb #4c1f3070
 def _check_member(name: str, plain: bool) -> None:
-    "Raise ValueError if a member of an archive is not a plain file or folder that stays inside."
+    "Raise ValueError unless a member is a plain file or folder that stays inside."
     path = PureWindowsPath(name)
-    if path.anchor or '..' in path.parts: raise ValueError(f'member {name!r} lies outside of the folder')
+    if path.anchor or '..' in path.parts:
+        raise ValueError(f'member {name!r} lies outside of the folder')
     if not plain: raise ValueError(f'member {name!r} is neither a file nor a folder')
 
 # %% ../../nbs/18_data.archives.ipynb #8a105aac
 _ROOM = dict(bytes=2**28, times=20)
 
 def _room(path: Path) -> Callable[[int], None]:
-    "Give a function that adds up the sizes of what is unpacked; it raises ValueError when they are too many for the archive."
+    "Return a function that adds up sizes, and raises ValueError above the limit."
     packed = path.stat().st_size
     left = limit = max(_ROOM['bytes'], _ROOM['times']*packed)
     def take(size):
@@ -65,7 +63,8 @@ def _unzip(path: Path, out: Path, report: Callable) -> None:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             take(member.file_size)
-            _check_member(member.filename, S_IFMT(member.external_attr >> 16) in (0, S_IFREG, S_IFDIR))
+            kind = S_IFMT(member.external_attr >> 16)
+            _check_member(member.filename, kind in (0, S_IFREG, S_IFDIR))
             archive.extract(member, out)
             report(done := done + member.compress_size)
 
@@ -79,13 +78,14 @@ def _untar(path: Path, out: Path, report: Callable) -> None:
             archive.extract(member, out, filter='data')
             report(file.tell())
         archive.fileobj.seek(archive.offset)
-        if archive.fileobj.read(512) != bytes(512): raise ValueError('the end is missing')
+        end = archive.fileobj.read(512)
+        if end != bytes(512): raise ValueError('the end is missing')
         while archive.fileobj.read(2**20): pass
 
 # %% ../../nbs/18_data.archives.ipynb #837fb216
 @contextmanager
 def _byte_bar(size: int, progress: bool) -> Iterator[Callable[[int], None]]:
-    "Give a function that moves a bar to the number of bytes done, of `size`; one that does nothing without `progress`."
+    "Yield a function that moves a bar to the number of bytes done, of `size`."
     if not progress:
         yield lambda done: None
         return
@@ -94,124 +94,143 @@ def _byte_bar(size: int, progress: bool) -> Iterator[Callable[[int], None]]:
     yield lambda done: bar.update(min(done, size - 1))
     bar.update(size)
 
-# %% ../../nbs/18_data.archives.ipynb #1baa814e
-_CORRUPT = (ValueError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+# %% ../../nbs/18_data.archives.ipynb #1fc8ee64
+_CORRUPT = (ValueError, EOFError, RuntimeError, tarfile.TarError,
+            zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
+def _unpack(path: Path, out: Path, progress: bool) -> None:
+    unpack = _unzip if zipfile.is_zipfile(path) else _untar
+    with write_folder_atomic(out) as part:
+        size = path.stat().st_size
+        with _byte_bar(size, progress) as report: unpack(path, part, report)
+        if not any(part.iterdir()): raise ValueError('no files in it')
+
+# %% ../../nbs/18_data.archives.ipynb #1baa814e
 def extract_archive(
     path: str | Path,  # a tar archive, plain or compressed, or a zip archive
     out: str | Path,  # folder to make; must not exist
     progress: bool = True,  # show a bar
 ) -> Path:  # `out`
-    "Unpack an archive safely and completely, or raise ValueError and leave nothing behind."
+    "Unpack an archive completely, or raise ValueError and leave nothing behind."
     path, out = Path(path), Path(out).absolute()
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
     if out.exists(): raise FileExistsError(f'{out}: exists already')
-    try:
-        with write_folder_atomic(out) as part:
-            with _byte_bar(path.stat().st_size, progress) as report:
-                (_unzip if zipfile.is_zipfile(path) else _untar)(path, part, report)
-            if not any(part.iterdir()): raise ValueError('no files in it')
+    try: _unpack(path, out, progress)
     except (*_CORRUPT, OSError) as e:
         if isinstance(e, OSError) and e.errno: raise
         raise ValueError(f'{path}: cannot be unpacked: {e}') from e
     return out
 
-# %% ../../nbs/18_data.archives.ipynb #2ada7565
+# %% ../../nbs/18_data.archives.ipynb #84551d71
 _DEVKIT = {'train': 'cars_train_annos.mat', 'test': 'cars_test_annos_withlabels.mat'}
 
-def _in_devkit(root: Path, name: str) -> Path: return first_file(root, name, ('devkit', '.'))
+def _in_devkit(root: Path, name: str) -> Path:
+    return first_file(root, name, ('devkit', '.'))
 
 def has_devkit(root: Path) -> bool:
-    return all(_in_devkit(root, f).is_file() for f in (*_DEVKIT.values(), 'cars_meta.mat'))
+    "Whether the three files of the development kit lie in `root` or its `devkit/`."
+    names = [*_DEVKIT.values(), 'cars_meta.mat']
+    return all(_in_devkit(root, name).is_file() for name in names)
 
-def _loadmat(path: Path, key: str) -> np.ndarray:
-    if not path.is_file(): raise FileNotFoundError(f'{path}: annotation file is missing')
-    try: return loadmat(path)[key].ravel()
-    except Exception as e: raise ValueError(f'{path}: expected a .mat file with {key}: {e!r}') from e
+# %% ../../nbs/18_data.archives.ipynb #0a1c4d9b
+_BOX = ['bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2']
+_FIELDS = {'fname': str, 'class': int, **dict.fromkeys(_BOX, int)}
 
-# %% ../../nbs/18_data.archives.ipynb #dcb9ec5f
-def _devkit_rows(root: Path, split: str) -> pd.DataFrame:
-    "Read the records of the kit's training or test photographs."
-    path = _in_devkit(root, _DEVKIT[split])
-    kinds, rows = {'fname': str, 'class': int} | dict.fromkeys(['bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2'], int), []
-    for i, r in enumerate(_loadmat(path, 'annotations'), 1):
-        try: rows.append([kind(r[f].item()) for f, kind in kinds.items()] + [f'{path}, record {i}', split])
-        except (ValueError, TypeError, AttributeError, IndexError) as e:
-            raise ValueError(f'{path}, record {i}: expected one each of {", ".join(kinds)}: {e}') from None
-    return pd.DataFrame(rows, columns=[*kinds, 'where', 'split'])
+def _devkit_rows(root: Path) -> pd.DataFrame:
+    "Read the records of the kit, training photographs first."
+    parts = []
+    for split, name in _DEVKIT.items():
+        path = _in_devkit(root, name)
+        records, = load_mat(path, 'annotations')
+        parts.append(mat_records(path, records, _FIELDS).assign(split=split))
+    return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/18_data.archives.ipynb #6785ab9f
 def read_cars_devkit(
     root: str | Path,  # the folder with `cars_train/`, `cars_test/` and `devkit/`
-    split: str = 'zero-shot',  # 'zero-shot': first half of the class ids trains; 'official': by folder
+    split: str = 'zero-shot',  # or 'official': by folder
 ) -> pd.DataFrame:
     "Read Cars-196 from the two folders of the challenge and its development kit."
     root = existing_folder(root)
     check_choice('split', split, ('zero-shot', 'official'))
-    rows = pd.concat([_devkit_rows(root, s) for s in _DEVKIT], ignore_index=True)
-    meta = _in_devkit(root, 'cars_meta.mat')
-    try: classes = [str(c.item()) for c in _loadmat(meta, 'class_names')]
-    except (ValueError, AttributeError) as e: raise ValueError(f'{meta}: expected one name for each class: {e}') from e
-    classes = pd.DataFrame({'class': range(1, len(classes) + 1), 'name': classes, 'where': f'{meta}, class_names'})
-    names = class_names(classes, rows['class'], rows['where'])
-    splits = zero_shot_split(rows['class']) if split == 'zero-shot' else rows['split']
-    paths, boxes = 'cars_' + rows['split'] + '/' + rows['fname'], rows[['bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2']]
-    table = make_table(paths, rows['class'] - 1, names, splits, root, 'cars', boxes, rows['where'])
+    rows, meta = _devkit_rows(root), _in_devkit(root, 'cars_meta.mat')
+    ids, where = rows['class'], rows['where']
+    classes = mat_classes(meta, *load_mat(meta, 'class_names'))
+    names = class_names(classes, ids, where)
+    splits = zero_shot_split(ids) if split == 'zero-shot' else rows['split']
+    paths = 'cars_' + rows['split'] + '/' + rows['fname']
+    table = make_table(paths, ids - 1, names, splits, root, 'cars', rows[_BOX], where)
     table.attrs['split'] = split
-    return check_files(table, rows['where'])
+    return check_files(table, where)
 
 # %% ../../nbs/18_data.archives.ipynb #5c4fbc50
 SOURCES: dict[str, str] = {
     'cub': 'CUB-200-2011: take download("cub", folder) or unpack CUB_200_2011.tgz from '
-           'https://data.caltech.edu/records/65de6-vp158, so that ROOT holds images.txt, image_class_labels.txt and '
-           'images/.',
-    'cars': 'Cars-196: ROOT holds either the joint release, cars_annos.mat (also in devkit/ or '
-            'car_devkit/devkit/) and car_ims/, or the photographs of '
-            'download("cars", folder), cars_train/ and cars_test/, and with them in devkit/ the files cars_meta.mat, '
-            'cars_train_annos.mat and cars_test_annos_withlabels.mat, which Stanford no longer offers and '
+           'https://data.caltech.edu/records/65de6-vp158, so that ROOT holds '
+           'images.txt, image_class_labels.txt and images/.',
+    'cars': 'Cars-196: ROOT holds either the joint release, cars_annos.mat (also in '
+            'devkit/ or car_devkit/devkit/) and car_ims/, or the photographs of '
+            'download("cars", folder), cars_train/ and cars_test/, and with them in '
+            'devkit/ the files cars_meta.mat, cars_train_annos.mat and '
+            'cars_test_annos_withlabels.mat, which Stanford no longer offers and '
             'https://github.com/pytorch/vision/issues/7545 tells where to find.',
     'sop': 'Stanford Online Products: unpack Stanford_Online_Products.zip from '
-           'https://cvgl.stanford.edu/projects/lifted_struct, so that ROOT holds Ebay_train.txt, Ebay_test.txt and the '
-           'twelve folders such as bicycle_final/.',
-    'inshop': 'In-Shop Clothes Retrieval: ask for img.zip and list_eval_partition.txt at '
-              'https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html, so that ROOT holds '
-              'Eval/list_eval_partition.txt and Img/img/.',
+           'https://cvgl.stanford.edu/projects/lifted_struct, so that ROOT holds '
+           'Ebay_train.txt, Ebay_test.txt and the twelve folders such as '
+           'bicycle_final/.',
+    'inshop': 'In-Shop Clothes Retrieval: ask for img.zip and '
+              'list_eval_partition.txt at '
+              'https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html, '
+              'so that ROOT holds Eval/list_eval_partition.txt and Img/img/.',
     'aircraft': 'FGVC-Aircraft: unpack fgvc-aircraft-2013b.tar.gz from '
-                'https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/; ROOT is its data/ folder, which holds '
-                'variants.txt and images/.',
-    'folder': 'Your own images: ROOT holds one folder of images for each class, named as the class.',
-}
-ARCHIVES: dict[str, tuple[str, str]] = {'cub': (URLs.CUB_200_2011, 'images.txt'), 'cars': (URLs.CARS, 'cars_train')}
+                'https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/; ROOT is its '
+                'data/ folder, which holds variants.txt and images/.',
+    'folder': 'Your own images: ROOT holds one folder of images for each class, '
+              'named as the class.'}
 
 # %% ../../nbs/18_data.archives.ipynb #7c187719
+ARCHIVES: dict[str, tuple[str, str]] = {
+    'cub': (URLs.CUB_200_2011, 'images.txt'), 'cars': (URLs.CARS, 'cars_train')}
+
 def _fetch(url: str, path: Path, progress: bool) -> None:
     "Download `url` to `path`, whole or not at all; raises OSError naming the address."
     try:
         with write_atomic(path) as tmp:
             (download_url if progress else urlsave)(url, tmp, timeout=60)
-            if not check(checks_module(fastai.data), url, tmp): raise OSError('not the file that fastai published')
-    except NameError as e:  # what fastcore 2.2 raises in place of ContentTooShortError, which it does not import
+            if not check(checks_module(fastai.data), url, tmp):
+                raise OSError('not the file that fastai published')
+    except NameError as e:  # fastcore 2.2 does not import ContentTooShortError
         raise OSError(f'{url}: could not be downloaded: it was cut short') from e
     except OSError as e:
         raise OSError(f'{url}: could not be downloaded: {e}') from e
 
+# %% ../../nbs/18_data.archives.ipynb #2ada7565
+def _root_in(folder: Path, mark: str) -> Path:
+    "Return the folder with `mark` in it: the given one, or one inside it."
+    folders = (folder, *sorted(folder.iterdir()))
+    root = next((f for f in folders if (f/mark).exists()), None)
+    if root: return root
+    found = sorted(os.listdir(folder))
+    raise ValueError(f'{folder}: expected {mark} in it, found {found}')
+
 # %% ../../nbs/18_data.archives.ipynb #f5d5f165
 def download(
     name: str,  # 'cub' or 'cars'
-    out: str | Path,  # folder for the archive, which is kept, and the folder unpacked from it
+    out: str | Path,  # folder for the archive and the folder unpacked from it
     progress: bool = True,  # show bars
 ) -> Path:  # the folder to give to the reader
-    "Download and unpack a data set, if it is not there already; raises ValueError saying where the others are."
+    "Download and unpack a data set, if it is not there already."
     check_choice('name', name, tuple(SOURCES))
-    if name not in ARCHIVES: raise ValueError(f'{name} has no stable address to download from. {SOURCES[name]}')
+    if name not in ARCHIVES:
+        no_address = f'{name} has no stable address to download from'
+        raise ValueError(f'{no_address}. {SOURCES[name]}')
     url, mark = ARCHIVES[name]
     archive = Path(out).absolute()/url.rsplit('/', 1)[1]
     folder = archive.with_suffix('')
     if not folder.is_dir():
         if not archive.is_file(): _fetch(url, archive, progress)
         extract_archive(archive, folder, progress)
-    root = next((d for d in (folder, *sorted(folder.iterdir())) if (d/mark).exists()), None)
-    if root is None: raise ValueError(f'{folder}: expected {mark} in it, found {sorted(os.listdir(folder))}')
+    root = _root_in(folder, mark)
     if name == 'cars' and not has_devkit(root):
         warnings.warn(f'{root}: labels are missing. {SOURCES[name]}', stacklevel=2)
     return root

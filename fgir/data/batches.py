@@ -29,8 +29,8 @@ from torch import distributed
 from torchvision.transforms import v2
 
 from .cache import open_cache, resize_cache, resize_name
+from .files import check_choice
 from .images import BadImage, check_images, drop_bad, load_row
-from .readers import check_choice
 from .transforms import Shrink, get_transforms
 
 # %% ../../nbs/15_data.batches.ipynb #96df6b4d

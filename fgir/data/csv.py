@@ -21,39 +21,61 @@ from .table import BOX, make_table, refuse_rows
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
     "Write the table as CSV, and its `attrs` as JSON beside it."
     path = Path(path)
-    with write_atomic(path.with_suffix('.json')) as tmp: tmp.write_text(json.dumps(table.attrs))
+    with write_atomic(path.with_suffix('.json')) as tmp:
+        tmp.write_text(json.dumps(table.attrs))
     with write_atomic(path) as tmp: table.to_csv(tmp, index=False)
 
 # %% ../../nbs/19_data.csv.ipynb #6eeb66fa
 def read_json(path: Path, kind: type) -> dict | list:
-    "Read a JSON file that holds a dictionary or a list; ValueError naming the file for any other."
+    "Read a JSON file of a dictionary or a list; any other raises ValueError."
     try: value = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not a JSON file ({e})') from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{path}: not a JSON file ({e})') from e
     if isinstance(value, kind): return value
-    raise ValueError(f'{path}: expected a {kind.__name__}, found {type(value).__name__}')
+    found = f'found {type(value).__name__}'
+    raise ValueError(f'{path}: expected a {kind.__name__}, {found}')
 
-# %% ../../nbs/19_data.csv.ipynb #1470d09c
+# %% ../../nbs/19_data.csv.ipynb #efb84bd7
+def _read_attrs(path: Path) -> dict:
+    attrs = read_json(path, dict)
+    for key in ('root', 'dataset'):
+        value = attrs.get(key, '')
+        if not isinstance(value, str):
+            found = f'found {value!r:.40}'
+            raise ValueError(f'{path}: expected a text for {key!r}, {found}')
+    return attrs
+
+# %% ../../nbs/19_data.csv.ipynb #3594a5cd
+def _read_cells(path: Path) -> pd.DataFrame:
+    try: rows = pd.read_csv(path, dtype=str, na_filter=False)
+    except ValueError as e:
+        reason = ' '.join(str(e).split())
+        raise ValueError(f'{path}: {reason}') from e
+    box = BOX if rows.columns.isin(BOX).any() else []
+    for column in ('path', 'label', 'name', 'split', *box):
+        if column not in rows: raise ValueError(f'{path}, line 1: no column {column!r}')
+    return rows
+
+# %% ../../nbs/19_data.csv.ipynb #8d698baf
 def read_table(
-    path: str | Path,  # the CSV file; its JSON file must lie beside it
+    path: str | Path,  # the CSV file; its JSON file lies beside it
     root: str | Path | None = None,  # the folder of the images, if it has moved since
 ) -> pd.DataFrame:
-    "Read a table that `write_table` wrote; raises ValueError naming the line that is wrong."
+    "Read what `write_table` wrote; raises ValueError naming the line that is wrong."
     path = Path(path)
     beside = path.with_suffix('.json')
-    lost = next((file for file in (path, beside) if not file.is_file()), None)
-    if lost: raise FileNotFoundError(f'{path}: no such table: there is no {lost.name}')
-    attrs = read_json(beside, dict)
-    odd = next((k for k in ('root', 'dataset') if not isinstance(attrs.get(k, ''), str)), None)
-    if odd: raise ValueError(f"{beside}: expected a text for {odd!r}, found {attrs[odd]!r:.40}")
-    try: rows = pd.read_csv(path, dtype=str, na_filter=False)
-    except ValueError as e: raise ValueError(f"{path}: {' '.join(str(e).split())}") from e
-    box = [*BOX] if rows.columns.isin(BOX).any() else []
-    lost = [c for c in ('path', 'label', 'name', 'split', *box) if c not in rows]
-    if lost: raise ValueError(f'{path}, line 1: no column {lost[0]!r}')
+    for file in (path, beside):
+        if not file.is_file():
+            raise FileNotFoundError(f'{path}: no such table: there is no {file.name}')
+    attrs, rows = _read_attrs(beside), _read_cells(path)
     where = [f'{path}, line {i + 2}' for i in range(len(rows))]
-    refuse_rows(~rows['label'].str.fullmatch('[0-9]{1,18}'), where, 'expected an integer label, found {!r}', rows['label'])
-    boxes = rows[box].apply(pd.to_numeric, errors='coerce') if box else None
-    table = make_table(rows['path'], rows['label'].astype(np.int64), rows['name'], list(rows['split']),
-                       root or attrs.get('root', path.parent), attrs.get('dataset', 'folder'), boxes, where)
+    label, splits = rows['label'], list(rows['split'])
+    odd = ~label.str.fullmatch('[0-9]{1,18}')
+    refuse_rows(odd, where, 'expected an integer label, found {!r}', label)
+    boxes = rows[BOX].apply(pd.to_numeric, errors='coerce') if 'x1' in rows else None
+    root = root or attrs.get('root', path.parent)
+    dataset, labels = attrs.get('dataset', 'folder'), label.astype(np.int64)
+    table = make_table(
+        rows['path'], labels, rows['name'], splits, root, dataset, boxes, where)
     table.attrs = attrs | table.attrs
     return table

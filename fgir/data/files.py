@@ -1,4 +1,4 @@
-"""Written whole, read whole, by one process at a time
+"""Written whole or not at all, by one process at a time
 
 Docs: https://fgir.github.io/fgir/data.files.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://fgir.github.io/fgir/data.files.html.md"""
 
 # %% auto #0
 __all__ = ['say', 'lock_of', 'alone_with', 'in_use', 'write_atomic', 'write_folder_atomic', 'check', 'parse_json', 'naming',
-           'OpenFile', 'lay_out', 'shared_dir', 'load_pth']
+           'OpenFile', 'lay_out', 'load_pth', 'existing_folder', 'first_file', 'check_choice', 'shared_dir']
 
 # %% ../../nbs/10_data.files.ipynb #3ae48171
 import json
@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -32,13 +32,19 @@ try:
 except ImportError:
     fcntl = None  # Windows: nothing is locked there
 
-# %% ../../nbs/10_data.files.ipynb #c7b82f4b
+# %% ../../nbs/10_data.files.ipynb #3a7dc251
 def _open(path: Path) -> int:
     try: return os.open(path, os.O_RDWR)
     except (PermissionError, IsADirectoryError): return os.open(path, os.O_RDONLY)
 
+def _release(fd: int) -> None:
+    "Give a lock of `_claim` back, for child processes that inherited it too."
+    if fcntl: fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+# %% ../../nbs/10_data.files.ipynb #c7b82f4b
 def _claim(path: Path) -> int | None:
-    "Lock a file or folder; None if somebody else has it, or if it is not there."
+    "Lock a file or folder; None if another process has the lock, or without a file."
     try: fd = _open(path)
     except FileNotFoundError: return None
     try:
@@ -50,25 +56,19 @@ def _claim(path: Path) -> int | None:
         raise
     os.close(fd)
 
-# %% ../../nbs/10_data.files.ipynb #376ea611
-def _release(fd: int) -> None:
-    "Give a lock of `_claim` back, for child processes that inherited it too."
-    if fcntl: fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
-
 # %% ../../nbs/10_data.files.ipynb #715199f0
 def _holder(path: Path) -> str:
-    "The process that has the lock of a file, as far as the system tells."
+    "Return the process that holds the lock of a file, where the system tells."
     with suppress(OSError, StopIteration, IndexError):
         inode = f':{os.stat(path).st_ino}'
-        locks = Path('/proc/locks').read_text().splitlines()
-        pid = next(w[4] for w in map(str.split, locks) if w[5].endswith(inode))
+        locks = [line.split() for line in Path('/proc/locks').read_text().splitlines()]
+        pid = next(words[4] for words in locks if words[5].endswith(inode))
         command = Path(f'/proc/{pid}/cmdline').read_bytes().replace(b'\0', b' ')
         return f'process {pid} ({command.decode(errors="replace").strip()[:60]})'
     return 'another process'
 
 def say(text: str) -> bool:
-    "Tell whoever watches, beside the output."
+    "Print a message to stderr, so that the output stays clean."
     print(text, file=sys.stderr, flush=True)
     return True
 
@@ -76,27 +76,28 @@ def say(text: str) -> bool:
 def lock_of(path: Path) -> Path: return path.with_name(f'.{path.name}.lock')
 
 def _claim_new(path: Path) -> int | None:
-    "`_claim`, of a file that is made if it is not there."
+    "Lock a file, which is made if it is not there."
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o666))
     return _claim(path)
 
 def _wait_for(path: Path, wait: float) -> int:
-    "The lock of `path`, as soon as it is free."
+    "Return the lock of `path`, as soon as it is free."
     lock, begun, said = lock_of(path), time.monotonic(), False
     while (fd := _claim_new(lock)) is None:
         waited = time.monotonic() - begun
         if waited >= wait: raise TimeoutError(f'{path}: {_holder(lock)} is still at it')
-        if waited > 1: said = said or say(f'waiting for {path}: {_holder(lock)} is at it')
+        if waited > 1 and not said:
+            said = say(f'waiting for {path}: {_holder(lock)} is at it')
         time.sleep(.02)
     return fd
 
 # %% ../../nbs/10_data.files.ipynb #41f39d1f
 @contextmanager
 def alone_with(
-    path: str | Path,  # which need not be there
+    path: str | Path,  # need not exist
     wait: float = 600,  # seconds, then TimeoutError
 ) -> Iterator[None]:
-    "Keep others from `path` inside of the block; who waits says so after a second."
+    "Keep other processes from `path`; after a second of waiting they say so."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = _wait_for(path, wait)
@@ -107,7 +108,7 @@ def alone_with(
 
 # %% ../../nbs/10_data.files.ipynb #36ff41cf
 def in_use(path: Path) -> bool:
-    "Whether a process is inside of `alone_with(path)`."
+    "Whether a process is inside `alone_with(path)`, without waiting."
     if not lock_of(path).exists(): return False
     fd = _claim(lock_of(path))
     if fd is not None: _release(fd)
@@ -117,7 +118,7 @@ def in_use(path: Path) -> bool:
 _SLOTS = 4  # hidden names of a file on one machine, for writers at the same time
 
 def _slots(path: Path) -> list[Path]:
-    "The hidden names beside a file that this machine writes under."
+    "Return the hidden names beside a file that this machine writes under."
     machine = blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
     names = [f'.{path.stem}.{machine}{i}{path.suffix}' for i in range(_SLOTS)]
     return [path.with_name(name) for name in names]
@@ -129,7 +130,7 @@ def _remove(path: Path) -> None:
 
 # %% ../../nbs/10_data.files.ipynb #f9448a39
 def _sweep(path: Path) -> None:
-    "Remove what killed writers of a file or folder left behind: nobody has its lock."
+    "Remove what killed writers of a file or folder left: hidden names without a lock."
     for left in filter(os.path.lexists, _slots(path)):
         with suppress(OSError):
             fd = _claim(left)
@@ -139,12 +140,12 @@ def _sweep(path: Path) -> None:
 
 # %% ../../nbs/10_data.files.ipynb #ab3a92a1
 def _make(path: Path, folder: bool) -> None:
-    "Make an empty file or folder that is not there, as open as the user's umask allows."
+    "Make an empty file or folder, as open as the user's umask allows."
     if folder: path.mkdir()
     else: os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666))
 
 def _make_slot(slot: Path, folder: bool) -> tuple[Path, int | None] | None:
-    "A new hidden file or folder and its lock, where there are locks; None if it is taken."
+    "Make a hidden file or folder and lock it if possible; None if it is taken."
     try: _make(slot, folder)
     except FileExistsError: return None
     if not fcntl: return slot, None
@@ -155,7 +156,7 @@ def _make_slot(slot: Path, folder: bool) -> tuple[Path, int | None] | None:
 # %% ../../nbs/10_data.files.ipynb #d2d891af
 @contextmanager
 def _beside(path: Path, folder: bool = False) -> Iterator[Path]:
-    "A hidden file or folder beside `path`, gone after the block."
+    "Yield a hidden file or folder beside `path`, gone after the block."
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     other = path.with_name(f'.{path.stem}.{uuid.uuid4().hex}{path.suffix}')
@@ -169,7 +170,7 @@ def _beside(path: Path, folder: bool = False) -> Iterator[Path]:
 # %% ../../nbs/10_data.files.ipynb #7493c3cb
 @contextmanager
 def write_atomic(path: str | Path) -> Iterator[Path]:
-    "Give a hidden name to write a file to, which becomes `path` if all went well."
+    "Yield a hidden name to write to, which becomes `path`; errors name `path`."
     path, tmp = Path(path), None
     try:
         with _beside(path) as tmp:
@@ -181,24 +182,6 @@ def write_atomic(path: str | Path) -> Iterator[Path]:
             del e.filename2
         raise
 
-# %% ../../nbs/10_data.files.ipynb #45a0891e
-def _refuse_folder(path: Path) -> None:
-    empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not empty:
-        raise FileExistsError(f'{path} exists; force=True overwrites it')
-
-@contextmanager
-def write_folder_atomic(
-    path: str | Path,
-    force: bool = False,  # replace what is there, once the new folder is complete
-) -> Iterator[Path]:
-    "Give a hidden folder to fill, which becomes `path` if all went well."
-    path = Path(path)
-    if not force: _refuse_folder(path)
-    with _beside(path, folder=True) as new:
-        yield new
-        _put(new, path, force)
-
 # %% ../../nbs/10_data.files.ipynb #deb41d97
 def _put(new: Path, path: Path, force: bool) -> None:
     "Rename a folder; what it replaces comes back if that fails."
@@ -209,6 +192,24 @@ def _put(new: Path, path: Path, force: bool) -> None:
     finally:
         if old.exists() and not path.exists(): os.replace(old, path)
         _remove(old)
+
+# %% ../../nbs/10_data.files.ipynb #45a0891e
+def _refuse_folder(path: Path) -> None:
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty:
+        raise FileExistsError(f'{path} exists; force=True overwrites it')
+
+@contextmanager
+def write_folder_atomic(
+    path: str | Path,  # new, or an empty folder
+    force: bool = False,  # replace what is there, once the new folder is complete
+) -> Iterator[Path]:
+    "Yield a hidden folder to fill, which becomes `path` if the block ends well."
+    path = Path(path)
+    if not force: _refuse_folder(path)
+    with _beside(path, folder=True) as new:
+        yield new
+        _put(new, path, force)
 
 # %% ../../nbs/10_data.files.ipynb #36e17e23
 _WORDS = {str: 'text', int: 'a whole number', float: 'a number', bool: 'true or false',
@@ -224,7 +225,7 @@ def _is(value: object, kind: type) -> bool:
 
 # %% ../../nbs/10_data.files.ipynb #7f9c1838
 def check(value: object, kind: object, where: str) -> object:
-    "The value, if it is as described; else ValueError that says where it is not."
+    "Return the value if it fits the description; else ValueError says where not."
     if isinstance(kind, dict): return _check_fields(value, kind, where)
     if isinstance(kind, list): return _check_list(value, kind, where)
     kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -237,7 +238,7 @@ def check(value: object, kind: object, where: str) -> object:
 
 # %% ../../nbs/10_data.files.ipynb #ffd5e517
 def _check_fields(value: object, kinds: dict, where: str) -> dict:
-    "`check` of a mapping: each named field, or with `{str: kind}` all."
+    "Check the named fields of a mapping, or with `{str: kind}` all."
     check(value, dict, where)
     for name in value if str in kinds else kinds:
         kind = kinds.get(name, kinds.get(str))
@@ -245,41 +246,42 @@ def _check_fields(value: object, kinds: dict, where: str) -> dict:
     return value
 
 def _check_list(value: object, kinds: list, where: str) -> list:
-    "`check` of a list: all items of one kind, or just as many as there are kinds."
+    "Check a list: all items of one kind, or just as many as there are kinds."
     check(value, list, where)
     if len(kinds) == 1: kinds = kinds*len(value)
     if len(value) != len(kinds):
-        raise ValueError(f'{where}: expected {len(kinds)} values, found {_short(value)}')
+        found = f'found {_short(value)}'
+        raise ValueError(f'{where}: expected {len(kinds)} values, {found}')
     for i, (item, kind) in enumerate(zip(value, kinds, strict=True)):
         check(item, kind, f'{where}[{i}]')
     return value
 
-# %% ../../nbs/10_data.files.ipynb #3a7dc251
+# %% ../../nbs/10_data.files.ipynb #d835bea3
 def parse_json(text: str | bytes, where: str) -> object:
-    "What JSON says; ValueError for what is none."
+    "Parse JSON; ValueError for a text that is not JSON."
     try: return json.loads(text)
     except (ValueError, RecursionError) as e:
         raise ValueError(f'{where}: not JSON ({str(e)[:80]})') from None
 
-# %% ../../nbs/10_data.files.ipynb #7f6ff99f
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    "Let every ValueError of the block begin with the name of a file."
+    "Begin the message of every ValueError in the block with the name of a file."
     try: yield
     except ValueError as e:
         raise ValueError(str(e) if str(path) in str(e) else f'{path}: {e}') from None
 
 # %% ../../nbs/10_data.files.ipynb #70b1b7e5
 _HEADER_LIMIT = 100_000_000  # bytes, that of the format's own library
-_DTYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BOOL': '?'} | {
-    f'{kind.upper()}{8*size}': f'<{kind}{size}' for kind in 'iu' for size in (1, 2, 4, 8)}
+_DTYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BOOL': '?',
+           'I8': '<i1', 'I16': '<i2', 'I32': '<i4', 'I64': '<i8',
+           'U8': '<u1', 'U16': '<u2', 'U32': '<u4', 'U64': '<u8'}
 _SIZES = {code: np.dtype(dtype).itemsize for code, dtype in _DTYPES.items()} | {
     'BF16': 2, 'F8_E4M3': 1, 'F8_E5M2': 1, 'C64': 8}
 _TENSOR = {'dtype': str, 'shape': [int], 'data_offsets': [int, int]}
 
 # %% ../../nbs/10_data.files.ipynb #5096d35d
 def _check_tensors(tensors: Mapping, size: int) -> None:
-    "Raise ValueError unless tensors fill the bytes of a file, each with its own."
+    "Raise ValueError unless the tensors fill the bytes of a file, each with its own."
     end = 0
     for name, t in sorted(tensors.items(), key=lambda item: item[1]['data_offsets']):
         dtype, shape, (begin, stop) = t['dtype'], t['shape'], t['data_offsets']
@@ -287,13 +289,15 @@ def _check_tensors(tensors: Mapping, size: int) -> None:
             raise ValueError(f'{name} is of a type that is not known, {_short(dtype)}')
         length = math.prod(shape)*_SIZES[dtype]
         if min(shape, default=0) < 0 or begin != end or stop - begin != length:
-            raise ValueError(f'{name} of shape {_short(shape)} is not bytes {begin} to {stop}')
+            shape = _short(shape)
+            raise ValueError(f'{name} of shape {shape} is not bytes {begin} to {stop}')
         end = stop
-    if end != size: raise ValueError(f'numbers of {end} bytes are described, {size} are there')
+    if end != size:
+        raise ValueError(f'numbers of {end} bytes are described, {size} are there')
 
 # %% ../../nbs/10_data.files.ipynb #c611670f
 def _read_header(f) -> tuple[dict, dict, int]:
-    "Metadata, tensors, and where the numbers begin, of an open file."
+    "Return metadata, tensors, and where the numbers begin, of an open file."
     size = os.fstat(f.fileno()).st_size
     length = int.from_bytes(f.read(8), 'little')
     if size < 8 or length > min(size - 8, _HEADER_LIMIT):
@@ -310,7 +314,7 @@ class OpenFile:
     def __init__(
         self,
         path: str | Path,
-        mode: str = 'c',  # changes of arrays stay in memory; 'r+' writes them to the file
+        mode: str = 'c',  # 'r+' writes changes of arrays to the file
     ):
         self.path, self.mode = Path(path), mode
         self.file = open(self.path, 'r+b' if mode == 'r+' else 'rb')
@@ -326,68 +330,54 @@ class OpenFile:
 
 # %% ../../nbs/10_data.files.ipynb #6431d071
 def _map(file, dtype: str, shape: tuple, start: int, mode: str) -> np.ndarray:
-    "Numbers of an open file, mapped into memory."
+    "Map numbers of an open file into memory."
     if 0 in shape: return np.empty(shape, dtype)
     return np.memmap(file, dtype, mode, start, shape)
 
 @patch
 def array(self: OpenFile, name: str) -> np.ndarray:
-    "A tensor as an array; ValueError if there is none, or for a type that numpy lacks."
+    "Return a tensor as an array; ValueError for a type that numpy lacks."
     t, where = self.tensors.get(name), f'{self.path}: array {name!r}'
     if t is None: raise ValueError(f'{where} is not in it')
-    if t['dtype'] not in _DTYPES: raise ValueError(f'{where} is {t["dtype"]}, which numpy lacks')
+    if t['dtype'] not in _DTYPES:
+        raise ValueError(f'{where} is {t["dtype"]}, which numpy lacks')
     dtype, start = _DTYPES[t['dtype']], self.start + t['data_offsets'][0]
     try: return _map(self.file, dtype, tuple(t['shape']), start, self.mode)
     except (ValueError, OverflowError) as e: raise ValueError(f'{where}: {e}') from None
 
-# %% ../../nbs/10_data.files.ipynb #2a0b3823
+# %% ../../nbs/10_data.files.ipynb #5f88be9d
 @patch
 def raw(self: OpenFile, name: str) -> np.ndarray:
-    "The bytes of a tensor."
+    "Return the bytes of a tensor."
     begin, end = self.tensors[name]['data_offsets']
     return _map(self.file, '<u1', (end - begin,), self.start + begin, self.mode)
 
-# %% ../../nbs/10_data.files.ipynb #82864213
 @patch
 def field(self: OpenFile, name: str, kind: object) -> object:
-    "What a field of the metadata says, in JSON; ValueError unless it is as described."
+    "Parse a field of the metadata; ValueError unless it fits the description."
     where = f'{self.path}: {name}'
     if name not in self.metadata: raise ValueError(f'{where} is missing')
     return check(parse_json(self.metadata[name], where), kind, where)
 
-# %% ../../nbs/10_data.files.ipynb #6a78cacb
+# %% ../../nbs/10_data.files.ipynb #e13f04ed
 _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 
-def _layout(shapes: Mapping[str, tuple[str, tuple]]) -> tuple[dict[str, dict], int]:
-    "What the header says of each tensor, and where the last one ends."
+def _layout(shapes: Mapping) -> tuple[dict[str, dict], int]:
+    "Return what the header says of each tensor, and where the last one ends."
     entries, end = {}, 0
-    for name, (code, shape) in shapes.items():
+    for name, (dtype, shape) in shapes.items():
+        code = _CODES.get(dtype, dtype)
         begin, end = end, end + _SIZES[code]*math.prod(shape)
         entries[name] = dict(dtype=code, shape=list(shape), data_offsets=[begin, end])
     return entries, end
 
+# %% ../../nbs/10_data.files.ipynb #23505a4f
 def _map_entry(file, start: int, entry: Mapping) -> np.ndarray:
-    "A tensor of a new file, for writing; one of a type that numpy lacks as its bytes."
+    "Map a tensor of a new file for writing; a type that numpy lacks as its bytes."
     code, (begin, end) = entry['dtype'], entry['data_offsets']
-    dtype, shape = (_DTYPES[code], entry['shape']) if code in _DTYPES else ('<u1', [end - begin])
+    dtype, shape = '<u1', [end - begin]
+    if code in _DTYPES: dtype, shape = _DTYPES[code], entry['shape']
     return _map(file, dtype, tuple(shape), start + begin, 'r+')
-
-# %% ../../nbs/10_data.files.ipynb #0eb753d3
-def lay_out(
-    path: Path,
-    shapes: Mapping[str, tuple[str | np.dtype, tuple]],  # type and shape of each tensor
-    metadata: Mapping[str, str],
-) -> dict[str, np.ndarray]:
-    "Make a safetensors file full of zeros, and map its tensors for writing."
-    shapes = {name: (_CODES.get(dtype, dtype), shape) for name, (dtype, shape) in shapes.items()}
-    entries, end = _layout(shapes)
-    text = json.dumps({'__metadata__': dict(metadata), **entries}).encode()
-    text += b' '*(-len(text) % 8)
-    with open(path, 'w+b') as f:
-        _take_room(f, 8 + len(text) + end)
-        f.write(len(text).to_bytes(8, 'little') + text)
-        f.flush()
-        return {name: _map_entry(f, 8 + len(text), entry) for name, entry in entries.items()}
 
 def _take_room(f, size: int) -> None:
     "Make a file that long, with room on the disk for all of it; an error names it."
@@ -397,18 +387,25 @@ def _take_room(f, size: int) -> None:
     except OSError as e: raise OSError(e.errno, e.strerror, str(f.name)) from None
 
 # %% ../../nbs/10_data.files.ipynb #6339be14
-def shared_dir() -> Path | None:
-    "Return the folder of real data: `$FGIR_SHARED`, else `../shared` from the project's root; None if absent."
-    folder = os.environ.get('FGIR_SHARED')
-    if folder is None:
-        roots = (d for d in [Path.cwd(), *Path.cwd().parents] if (d/'pyproject.toml').is_file())
-        root = next((d for d in roots if re.search(r'^name = "fgir"', (d/'pyproject.toml').read_text(), re.M)), None)
-        folder = root and root.parent/'shared'
-    return Path(folder).absolute() if folder and Path(folder).is_dir() else None
+def lay_out(
+    path: Path,
+    shapes: Mapping[str, tuple[str | np.dtype, tuple]],  # type and shape of each tensor
+    metadata: Mapping[str, str],
+) -> dict[str, np.ndarray]:
+    "Make a safetensors file full of zeros, and map its tensors for writing."
+    entries, end = _layout(shapes)
+    text = json.dumps({'__metadata__': dict(metadata), **entries}).encode()
+    text += b' '*(-len(text) % 8)
+    start = 8 + len(text)
+    with open(path, 'w+b') as f:
+        _take_room(f, start + end)
+        f.write(len(text).to_bytes(8, 'little') + text)
+        f.flush()
+        return {name: _map_entry(f, start, entry) for name, entry in entries.items()}
 
 # %% ../../nbs/10_data.files.ipynb #326a543e
 def load_pth(path: str | Path) -> object:
-    "Load a .pth file of tensors and plain values; ValueError for any other, of which nothing is run."
+    "Load a .pth file of tensors and plain values; any other raises ValueError."
     import torch  # here, since whoever writes files need not wait for it
 
     path = Path(path)
@@ -418,4 +415,36 @@ def load_pth(path: str | Path) -> object:
         code = re.search(r'GLOBAL ([\w.]+)', str(e))
         why = 'cut off, or of another format'
         if code: why = f'it holds {code[1]}, which is code and is not run'
-        raise ValueError(f'{path}: not a whole .pth file of tensors and plain values ({why})') from e
+        message = 'not a whole .pth file of tensors and plain values'
+        raise ValueError(f'{path}: {message} ({why})') from e
+
+# %% ../../nbs/10_data.files.ipynb #934ba7de
+def existing_folder(root: str | Path) -> Path:
+    "Return `root` as an absolute Path; raises FileNotFoundError if it is not a folder."
+    root = Path(root).expanduser().absolute()
+    if not root.is_dir(): raise FileNotFoundError(f'{root}: no such folder')
+    return root
+
+def first_file(root: Path, name: str, folders: Sequence[str]) -> Path:
+    "Return the first `root/folder/name` that is a file, the first of all if none is."
+    paths = [root/folder/name for folder in folders]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
+    "Raise ValueError naming the argument if its value is not one of the choices."
+    if value in choices: return
+    raise ValueError(f'{argument}: expected one of {tuple(choices)}, found {value!r}')
+
+# %% ../../nbs/10_data.files.ipynb #6a78cacb
+def _project() -> Path | None:
+    "Return the folder of fgir's source that holds the current one, None outside of it."
+    for folder in [Path.cwd(), *Path.cwd().parents]:
+        file = folder/'pyproject.toml'
+        ours = file.is_file() and re.search(r'^name = "fgir"', file.read_text(), re.M)
+        if ours: return folder
+
+def shared_dir() -> Path | None:
+    "Return the folder of real data, None if absent: `$FGIR_SHARED`, else `../shared`."
+    folder = os.environ.get('FGIR_SHARED')
+    if folder is None and (project := _project()): folder = project.parent/'shared'
+    return Path(folder).absolute() if folder and Path(folder).is_dir() else None

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms import v2
 
-from .readers import check_choice
+from .files import check_choice
 
 # %% ../../nbs/14_data.transforms.ipynb #d69884bf
 def _squash(size: float) -> v2.Resize: return v2.Resize((round(size), round(size)))

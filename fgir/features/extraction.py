@@ -36,13 +36,13 @@ from ..data.batches import IMAGENET_MEAN, IMAGENET_STD, RetrievalDL, TableImages
 from fgir.data.files import (
     OpenFile,
     alone_with,
+    check_choice,
     in_use,
     lock_of,
     say,
     write_atomic,
 )
 from ..data.images import BadImage, open_image
-from ..data.readers import check_choice
 from ..data.table import BOX, image_path
 from ..data.transforms import TRANSFORMS
 from .store import ABOUT, Features, create_file, pack_column

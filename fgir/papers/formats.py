@@ -22,11 +22,9 @@ from fastprogress.fastprogress import progress_bar
 
 from ..data.archives import SOURCES, has_devkit, read_cars_devkit
 from ..data.csv import read_json, write_table
-from ..data.files import load_pth, write_atomic
+from ..data.files import check_choice, load_pth, write_atomic
 from ..data.images import BadImage, load_row
 from fgir.data.readers import (
-    check_choice,
-    check_files,
     read_aircraft,
     read_cars,
     read_cub,
@@ -34,7 +32,7 @@ from fgir.data.readers import (
     read_inshop,
     read_sop,
 )
-from ..data.table import BOX, SPLITS, image_path, make_table
+from ..data.table import BOX, SPLITS, check_files, image_path, make_table
 
 # %% ../../nbs/65_papers.formats.ipynb #6a3a9fc1
 def _image_names(table: pd.DataFrame) -> list[str]:
