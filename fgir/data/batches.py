@@ -51,7 +51,7 @@ class TableImages:
         self,
         table: pd.DataFrame,
         tfm: Callable,  # PIL image to uint8 tensor (3,H,W)
-        classes: pd.DataFrame | None = None,  # `_class_order` of a larger table
+        classes: pd.DataFrame | None = None,  # of a larger table; default its own
         crop: bool = False,  # crop to the boxes
     ):
         self.table, self.tfm, self.crop = table, tfm, crop
@@ -331,8 +331,8 @@ def _cached(
     first = getattr(tfm, 'transforms', [None])[0]
     if not isinstance(first, Shrink | v2.Resize):
         raise ValueError(
-            f'cache: the transform begins with {type(first).__name__}, not with a resize'
-            ', so no resized copy gives the same pixels; '
+            f'cache: the transform begins with {type(first).__name__}, not with a '
+            'resize, so no resized copy gives the same pixels; '
             'to accept others, call resize_cache and give its table')
     folder = Path(cache)/(resize_name(first) + '-crop'*crop)
     return resize_cache(table, first, folder, crop, progress)
@@ -365,7 +365,7 @@ def table_dl(
     crop: bool = False,  # crop to the boxes
     mean: Sequence[float] = IMAGENET_MEAN,  # of R, G, B in [0, 1]
     std: Sequence[float] = IMAGENET_STD,
-    num_workers: int | None = None,  # processes; default 0 for 512 images or fewer
+    num_workers: int | None = None,  # default up to 8, none for 512 images or fewer
     cache: str | Path | None = None,  # folder to keep resized images in
     device: str | torch.device | None = None,  # default the GPU if there is one
     progress: bool = True,  # show a bar while the cache is made
@@ -414,7 +414,7 @@ def retrieval_dls(
     mean: Sequence[float] = IMAGENET_MEAN,  # of R, G, B in [0, 1]
     std: Sequence[float] = IMAGENET_STD,
     seed: int = 0,  # of order and augmentation
-    num_workers: int | None = None,  # processes; default 0 for 512 images or fewer
+    num_workers: int | None = None,  # default up to 8, none for 512 images or fewer
     valid: str | None = None,  # 'valid' or 'test'; default 'valid' if there is any
     bad: str = 'raise',  # stop at an unreadable image; 'skip' leaves them out
     cache: str | Path | None = None,  # folder to keep resized images in
