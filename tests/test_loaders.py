@@ -9,6 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from fastai.data.transforms import IntToFloatTensor, Normalize
+from fastai.vision.core import TensorImage
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from torch import distributed
@@ -151,6 +153,27 @@ def test_looking_does_not_move_on():
     assert dl.one_batch()[0].flatten().tolist() == first
     half = next(iter(dl))
     assert half[0].flatten().tolist() == first and dl.epoch == 1
+
+
+def test_images_of_different_sizes_do_not_fit_in_a_batch(fish):
+    items = TableImages(fish, get_transforms('cfga_pretrained', 24)[1], crop=True)
+    with pytest.raises(ValueError, match='differ in size, .* and .*: take bs=1, or a transform'):
+        RetrievalDL(items, bs=8).one_batch()
+    assert RetrievalDL(items, bs=1).one_batch()[0].shape[:2] == (1, 3)
+    assert retrieval_dls(fish, 24, bs=4, tfms='dgpcrl').valid.bs == 1
+
+
+def test_normalizing_in_place_equals_fastai(fish):
+    stats = [.4, .5, .6], [.2, .3, .4]
+    dl = table_dl(fish, 24, bs=8, mean=stats[0], std=stats[1])
+    pictures = torch.stack([dl.dataset[i][0] for i in range(8)])
+    wanted = Normalize.from_stats(*stats, cuda=False)(IntToFloatTensor()(TensorImage(pictures)))
+    assert torch.equal(dl.one_batch()[0], wanted)
+
+
+def test_a_transform_that_crops_first_takes_no_cache(fish, tmp_path):
+    with pytest.raises(ValueError, match='begins with RandomResizedCrop, .*call resize_cache'):
+        retrieval_dls(fish, 24, bs=4, tfms='proxy_anchor', cache=tmp_path)
 
 
 def test_plain_shuffle_shows_each_row_once():

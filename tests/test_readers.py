@@ -646,6 +646,8 @@ def test_boxes(tmp_path, picture):
     assert load_image(path, (-10, -5, 300, 200)).size == (40, 30)
     refused(lambda: load_image(path, (40, 0, 50, 10)), BadImage, 'x.png: box 40 0 50 10 lies outside')
     refused(lambda: load_image(path, (3.1, 0, 3.2, 10)), BadImage, 'x.png: box')
+    table = make_table(['x.png'], [0], ['a'], 'test', tmp_path, 'x')
+    refused(lambda: load_row(table, 0, crop=True), ValueError, f'crop: the table of {tmp_path} has no boxes')
 
 
 def test_check_and_drop(tmp_path, picture):

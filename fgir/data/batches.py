@@ -1,4 +1,4 @@
-"""Batches that are the same in every run
+"""The same batches in every run, however many processes make them
 
 Docs: https://fgir.github.io/fgir/data.batches.html.md"""
 
@@ -35,39 +35,50 @@ from .transforms import Shrink, get_transforms
 
 # %% ../../nbs/15_data.batches.ipynb #96df6b4d
 def _class_order(table: pd.DataFrame) -> pd.DataFrame:
-    "Return one row a class (`label`, `name`, `train`), the classes with training images first, then by label."
+    "Return one row a class, those with training images first."
     train = table['split'].eq('train')
-    classes = table.assign(train=train).groupby('label').agg(name=('name', 'first'), train=('train', 'any'))
-    return classes.reset_index().sort_values(['train', 'label'], ascending=[False, True], ignore_index=True)
+    classes = table.assign(train=train).groupby('label')
+    classes = classes.agg(name=('name', 'first'), train=('train', 'any')).reset_index()
+    return classes.sort_values(
+        ['train', 'label'], ascending=[False, True], ignore_index=True)
 
 # %% ../../nbs/15_data.batches.ipynb #133a5cc5
 class TableImages:
-    "The rows of a table as pairs of a transformed image and the number of its class in `vocab`."
+    "The rows of a table as pairs of a transformed image and the number of its class."
     n_inp = 1
 
     def __init__(
         self,
         table: pd.DataFrame,
         tfm: Callable,  # PIL image to uint8 tensor (3,H,W)
-        classes: pd.DataFrame | None = None,  # `_class_order` of a table that this one is a part of; default of its own
+        classes: pd.DataFrame | None = None,  # of a larger table; default its own
         crop: bool = False,  # crop to the boxes
     ):
         self.table, self.tfm, self.crop = table, tfm, crop
         self.classes = _class_order(table) if classes is None else classes
-        self.vocab, self.label_of = self.classes['name'].tolist(), self.classes['label'].tolist()
+        self.vocab = self.classes['name'].tolist()
+        self.label_of = self.classes['label'].tolist()
         self.n_classes = int(self.classes['train'].sum())
-        self.targets = table['label'].map({label: i for i, label in enumerate(self.label_of)}).to_numpy()
+        number_of = {label: number for number, label in enumerate(self.label_of)}
+        self.targets = table['label'].map(number_of).to_numpy()
         self.paths, self.cache = table['path'].tolist(), open_cache(table, crop)
 
     def __len__(self) -> int: return len(self.table)
 
-    def __getitem__(self, i: int) -> tuple[TensorImage, TensorCategory]:
-        img = self.cache[self.paths[i]] if self.cache else load_row(self.table, i, self.crop)
-        return TensorImage(self.tfm(img)), TensorCategory(self.targets[i])
+# %% ../../nbs/15_data.batches.ipynb #b6572402
+@patch
+def __getitem__(self: TableImages, i: int) -> tuple[TensorImage, TensorCategory]:
+    if self.cache: img = self.cache[self.paths[i]]
+    else: img = load_row(self.table, i, self.crop)
+    return TensorImage(self.tfm(img)), TensorCategory(self.targets[i])
 
-    def decode(self, o: tuple, full: bool = True) -> tuple: return o[0], Category(self.vocab[int(o[1])])
+@patch
+def decode(self: TableImages, o: tuple, full: bool = True) -> tuple:
+    return o[0], Category(self.vocab[int(o[1])])
 
-    def new_empty(self) -> 'TableImages': return TableImages(self.table[:0], self.tfm, self.classes, self.crop)
+@patch
+def new_empty(self: TableImages) -> TableImages:
+    return TableImages(self.table[:0], self.tfm, self.classes, self.crop)
 
 # %% ../../nbs/15_data.batches.ipynb #d8ea7916
 class _Deck:
@@ -76,24 +87,32 @@ class _Deck:
         self.items, self.rng, self.queue = items, rng, []
 
     def deal(self, room: int, size: Callable = lambda item: 1) -> dict:
-        "Take different items until their sizes fill `room`; return how much each got of it (the last one maybe less)."
-        got, again = {}, []
+        "Take different items until they fill `room`; return how much each got of it."
+        hand, again = {}, []
         while room > 0:
             if not self.queue: self.queue = self.rng.permutation(self.items).tolist()
             item = self.queue.pop()
-            if item in got: again.append(item)
+            if item in hand: again.append(item)
             else:
-                got[item] = min(size(item), room)
-                room -= got[item]
+                hand[item] = min(size(item), room)
+                room -= hand[item]
         self.queue += again[::-1]
-        return got
+        return hand
 
-# %% ../../nbs/15_data.batches.ipynb #6ad0b364
+# %% ../../nbs/15_data.batches.ipynb #a7f947f2
 def _class_rows(targets: Sequence[int], bs: int, per_class: int) -> dict:
-    "Return the rows of each class; raises ValueError if batches cannot be cut into `per_class` rows a class."
-    if per_class < 1 or bs % per_class: raise ValueError(f'per_class: bs={bs} is not a multiple of {per_class}')
+    "Return the rows of each class; ValueError if `per_class` does not divide `bs`."
+    if per_class < 1 or bs % per_class:
+        raise ValueError(f'per_class: bs={bs} is not a multiple of {per_class}')
     return pd.Series(targets).groupby(np.asarray(targets)).indices
 
+def _check_room(rows: dict, bs: int, per_class: int) -> None:
+    room = sum(min(len(r), per_class) for r in rows.values())
+    if room < bs:
+        raise ValueError(f'bs: {len(rows)} classes with up to {per_class} images each '
+                         f'give {room} images, which do not fill a batch of {bs}')
+
+# %% ../../nbs/15_data.batches.ipynb #71d0817d
 def pk_rows(
     targets: Sequence[int],  # (N,) class of each row
     bs: int,  # B, rows of a batch
@@ -101,22 +120,28 @@ def pk_rows(
     n_batches: int,
     rng: np.random.Generator,
 ) -> list[int]:
-    "Return the rows of `n_batches` batches of B/K classes with K rows each, one batch after the other."
-    rows = _class_rows(targets, bs, per_class)
-    room = sum(min(len(r), per_class) for r in rows.values())
-    if room < bs: raise ValueError(f'bs: {len(rows)} classes with up to {per_class} images each give {room} images, '
-                                   f'which do not fill a batch of {bs}')
-    classes, images = _Deck(list(rows), rng), {c: _Deck(r, rng) for c, r in rows.items()}
-    batches = (classes.deal(bs, lambda c: min(per_class, len(rows[c]))) for _ in range(n_batches))
-    return [row for batch in batches for c, n in batch.items() for row in images[c].deal(n)]
+    "Return the rows of `n_batches` batches of B/K classes with K rows each."
+    rows, dealt = _class_rows(targets, bs, per_class), []
+    _check_room(rows, bs, per_class)
+    images = {c: _Deck(r, rng) for c, r in rows.items()}
+    classes = _Deck(list(rows), rng)
+    for _ in range(n_batches):
+        batch = classes.deal(bs, lambda c: min(per_class, len(rows[c])))
+        for c, n in batch.items(): dealt.extend(images[c].deal(n))
+    return dealt
 
-# %% ../../nbs/15_data.batches.ipynb #7f0dd78f
+# %% ../../nbs/15_data.batches.ipynb #31559516
 def _groups(rows: dict, per_class: int, rng: np.random.Generator) -> dict:
     "Return for each class its shuffled rows, cut into groups of `per_class`."
-    def fill(r): return np.concatenate([r, rng.choice(r, max(0, per_class - len(r)))])
-    shuffled = {c: rng.permutation(fill(r)) for c, r in rows.items()}
-    return {c: [r[i:i + per_class].tolist() for i in range(0, len(r) - per_class + 1, per_class)] for c, r in shuffled.items()}
+    groups = {}
+    for c, r in rows.items():
+        repeated = rng.choice(r, max(0, per_class - len(r)))
+        shuffled = rng.permutation(np.concatenate([r, repeated]))
+        n = len(shuffled)//per_class
+        groups[c] = shuffled[:n*per_class].reshape(n, per_class).tolist()
+    return groups
 
+# %% ../../nbs/15_data.batches.ipynb #d4e6a38d
 def group_rows(
     targets: Sequence[int],  # (N,) class of each row
     bs: int,  # B, rows of a batch
@@ -124,9 +149,11 @@ def group_rows(
     n_batches: int,
     rng: np.random.Generator,
 ) -> list[int]:
-    "Return the rows of `n_batches` batches of one group of K rows from each of B/K classes (CFGA)."
-    rows, n, left, dealt = _class_rows(targets, bs, per_class), bs//per_class, {}, []
-    if len(rows) < n: raise ValueError(f'bs: {len(rows)} classes do not fill a batch of {n} classes')
+    "Return the rows of batches of one group of K rows from each of B/K classes (CFGA)."
+    rows, n = _class_rows(targets, bs, per_class), bs//per_class
+    if len(rows) < n:
+        raise ValueError(f'bs: {len(rows)} classes do not fill a batch of {n} classes')
+    left, dealt = {}, []
     for _ in range(n_batches):
         if len(left) < n: left = _groups(rows, per_class, rng)
         for c in rng.choice(list(left), n, replace=False).tolist():
@@ -134,77 +161,102 @@ def group_rows(
             if not left[c]: del left[c]
     return dealt
 
-# %% ../../nbs/15_data.batches.ipynb #35f437e9
 SAMPLERS = {'balanced': pk_rows, 'groups': group_rows}
 
 # %% ../../nbs/15_data.batches.ipynb #52ad835b
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    "Seed torch's CPU generator with `key` inside of the block, and give it back its state after."
+    "Seed torch's CPU generator with `key` inside the block, then restore its state."
     state = torch.get_rng_state()
     seed = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     torch.default_generator.manual_seed(int.from_bytes(seed, 'big', signed=True))
     try: yield
     finally: torch.set_rng_state(state)
 
-# %% ../../nbs/15_data.batches.ipynb #ce57a325
 class _Generator(torch.Generator):
-    "A generator that begins anew in another process."
+    "A generator that begins anew in another process; torch's own cannot be sent there."
     def __reduce__(self): return _Generator, ()
 
 # %% ../../nbs/15_data.batches.ipynb #28cbeaf3
 class RetrievalDL(TfmdDL):
-    "A loader whose batches are a function of (`seed`, `epoch`), however many workers make them and processes share them."
+    "A loader whose batches depend on `seed` and `epoch` alone, not on who makes them."
     def __init__(
         self,
         dataset,  # with `targets`, (N,) the class of each row, if `per_class` is given
         bs: int = 64,
         shuffle: bool = False,  # False: every row, in order, in every process
-        per_class: int | None = None,  # K images of each of bs/K classes in a batch; default a plain shuffle
+        per_class: int | None = None,  # K images a class; default a plain shuffle
         sampler: str = 'balanced',  # which of `SAMPLERS` deals them
         seed: int = 0,
         epoch: int = 0,  # the one to go through next
-        rank: int | None = None,  # which share of the batches; default what torch.distributed or the environment says
+        rank: int | None = None,  # which share of the batches; default this process's
         world_size: int | None = None,
-        drop_last: bool | None = None,  # leave out a last batch that is not full; default as `shuffle`
+        drop_last: bool | None = None,  # drop a last part batch; default as `shuffle`
         num_workers: int = 0,
         **kwargs,
     ):
-        self.seed, self.epoch, self.rank, self.world_size = seed, epoch, rank, world_size
         self.per_class, self.sampler = per_class, sampler
+        self.seed, self.epoch = seed, epoch
+        self.rank, self.world_size = rank, world_size
         check_choice('sampler', sampler, tuple(SAMPLERS))
         drop_last = shuffle if drop_last is None else drop_last
-        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers, **kwargs)
+        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last,
+                         num_workers=num_workers, **kwargs)
         self.fake_l.generator = _Generator()
-        if not (shuffle and len(dataset)): return
-        if per_class is not None: SAMPLERS[sampler](dataset.targets, bs*self.share()[1], per_class, 0, None)
-        elif drop_last and self.n < bs: raise ValueError(f'bs: {self.n} images do not fill a batch of {bs}')
+        self._check_batches()
 
-    def new(self, dataset=None, cls=None, **kwargs):
-        names = 'seed', 'epoch', 'per_class', 'sampler', 'rank', 'world_size'
-        return super().new(dataset, cls, **{n: getattr(self, n) for n in names} | kwargs)
+# %% ../../nbs/15_data.batches.ipynb #9735abce
+@patch
+def _check_batches(self: RetrievalDL) -> None:
+    if not (self.shuffle and len(self.dataset)): return
+    if self.per_class is not None:
+        together, deal = self.bs*self.share()[1], SAMPLERS[self.sampler]
+        deal(self.dataset.targets, together, self.per_class, 0, None)
+    elif self.drop_last and self.n < self.bs:
+        raise ValueError(f'bs: {self.n} images do not fill a batch of {self.bs}')
 
-# %% ../../nbs/15_data.batches.ipynb #4f51137d
+@patch
+def new(self: RetrievalDL, dataset=None, cls=None, **kwargs) -> RetrievalDL:
+    names = 'seed', 'epoch', 'per_class', 'sampler', 'rank', 'world_size'
+    kept = {name: getattr(self, name) for name in names}
+    return super(RetrievalDL, self).new(dataset, cls, **kept | kwargs)
+
+@patch(as_prop=True)
+def table(self: RetrievalDL) -> pd.DataFrame:
+    "The table whose rows are loaded, in the order of the dataset."
+    return self.dataset.table
+
+# %% ../../nbs/15_data.batches.ipynb #e8fc5e55
 def own_share() -> tuple[int, int]:
-    "Rank of this process and how many there are, as torch.distributed says, or before it the environment of `torchrun`."
-    if distributed.is_available() and distributed.is_initialized(): return distributed.get_rank(), distributed.get_world_size()
+    """Rank of this process and how many there are.
+
+    torch.distributed says it, or, before it starts, the environment of `torchrun`."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
     return rank_distrib(), max(1, num_distrib())
 
 @patch
 def share(self: RetrievalDL) -> tuple[int, int]:
-    "Return the rank of this process and how many processes share the batches; (0, 1) without shuffling."
+    "Rank of this process and how many share the batches; (0, 1) without shuffling."
     if not self.shuffle: return 0, 1
     rank, size = own_share()
     return rank if self.rank is None else self.rank, self.world_size or size
 
+# %% ../../nbs/15_data.batches.ipynb #ed5516ed
 @patch
 def epoch_rows(self: RetrievalDL, epoch: int) -> list[int]:
-    "Return the rows of all batches of an epoch, one batch after the other, over all processes."
+    "Return the rows of an epoch, one batch after the other, over all processes."
     if not self.shuffle: return list(range(self.n))
-    rng, together = np.random.default_rng([self.seed, epoch]), self.bs*self.share()[1]
-    deal, steps = SAMPLERS[self.sampler], self.n//together
-    if self.per_class: return deal(self.dataset.targets, together, self.per_class, steps, rng)
-    return rng.permutation(self.n).tolist()
+    rng = np.random.default_rng([self.seed, epoch])
+    if not self.per_class: return rng.permutation(self.n).tolist()
+    together, deal = self.bs*self.share()[1], SAMPLERS[self.sampler]
+    return deal(self.dataset.targets, together, self.per_class, self.n//together, rng)
+
+@patch
+def step_rows(self: RetrievalDL, epoch: int, step: int) -> list[int]:
+    "Return the rows of one step of an epoch, over all processes."
+    together = self.bs*self.share()[1]
+    return self.epoch_rows(epoch)[step*together:(step + 1)*together]
 
 # %% ../../nbs/15_data.batches.ipynb #ceae1687
 @patch
@@ -214,23 +266,19 @@ def __len__(self: RetrievalDL) -> int:
     return self.n//together if whole else -(-self.n//together)
 
 @patch
-def step_rows(self: RetrievalDL, epoch: int, step: int) -> list[int]:
-    "Return the rows of one step of an epoch, over all processes."
-    together = self.bs*self.share()[1]
-    return self.epoch_rows(epoch)[step*together:(step + 1)*together]
-
-@patch
 def get_idxs(self: RetrievalDL) -> list[int]:
     "Return the rows of this process in the coming epoch."
-    (rank, size), rows = self.share(), self.epoch_rows(self.epoch)
+    (rank, size), rows, bs = self.share(), self.epoch_rows(self.epoch), self.bs
     if self.n and not len(self):
-        raise ValueError(f'bs: {self.n} images do not fill batches of {self.bs} for {size} processes')
-    return [row for b in range(rank, len(self)*size, size) for row in rows[b*self.bs:(b + 1)*self.bs]]
+        raise ValueError(
+            f'bs: {self.n} images do not fill batches of {bs} for {size} processes')
+    batches = range(rank, len(self)*size, size)
+    return [row for b in batches for row in rows[b*bs:(b + 1)*bs]]
 
 # %% ../../nbs/15_data.batches.ipynb #f4c27629
 @patch
 def create_batches(self: RetrievalDL, samps: Iterable):
-    "Make the batches of this worker, every item under the seed of its place in the epoch."
+    "Make the batches of this worker, every item under the seed of its place."
     def placed(epoch, rank, size):
         for i, row in enumerate(samps):
             batch = (i//self.bs*self.num_workers + self.offs)*size + rank
@@ -250,7 +298,8 @@ def __iter__(self: RetrievalDL):
         for i, b in enumerate(super(RetrievalDL, self).__iter__()):
             if i == 0: self.epoch += 1
             yield b
-    except BadImage as e: raise BadImage(str(e).strip().rpartition('BadImage: ')[2]) from None
+    except BadImage as e:
+        raise BadImage(str(e).strip().rpartition('BadImage: ')[2]) from None
 
 @patch
 def one_batch(self: RetrievalDL):
@@ -262,113 +311,129 @@ def one_batch(self: RetrievalDL):
 # %% ../../nbs/15_data.batches.ipynb #2e15b71c
 @patch
 def create_batch(self: RetrievalDL, b: Sequence):
-    sizes = {tuple(x.shape[-2:]) for x, *_ in b}
+    sizes = sorted({tuple(x.shape[-2:]) for x, *_ in b})
     if len(sizes) > 1:
-        raise ValueError(f'bs: the images of a batch differ in size, {" and ".join(map(str, sorted(sizes)[:2]))}: '
-                         'take bs=1, or a transform that crops or squashes')
+        two = ' and '.join(map(str, sizes[:2]))
+        raise ValueError(f'bs: the images of a batch differ in size, {two}: take bs=1, '
+                         'or a transform that crops or squashes')
     return super(RetrievalDL, self).create_batch(b)
 
 # %% ../../nbs/15_data.batches.ipynb #829a3f64
-def _cached(table: pd.DataFrame, tfm: v2.Compose, crop: bool, cache: str | Path | None, progress: bool) -> pd.DataFrame:
-    "Return the table with a cache, below the folder `cache`, of what the first step of `tfm` makes."
+def _cached(
+    table: pd.DataFrame,
+    tfm: v2.Compose,
+    crop: bool,
+    cache: str | Path | None,  # folder, None for no cache
+    progress: bool,
+) -> pd.DataFrame:
+    "Return the table with a cache of what the first step of `tfm` makes."
     if cache is None: return table
     first = getattr(tfm, 'transforms', [None])[0]
     if not isinstance(first, Shrink | v2.Resize):
-        raise ValueError(f'cache: the transform begins with {type(first).__name__}, not with a resize, so no resized '
-                         'copy gives the same pixels; to accept others, call resize_cache and give its table')
-    return resize_cache(table, first, Path(cache)/(resize_name(first) + '-crop'*crop), crop, progress)
+        raise ValueError(
+            f'cache: the transform begins with {type(first).__name__}, not with a '
+            'resize, so no resized copy gives the same pixels; '
+            'to accept others, call resize_cache and give its table')
+    folder = Path(cache)/(resize_name(first) + '-crop'*crop)
+    return resize_cache(table, first, folder, crop, progress)
 
-# %% ../../nbs/15_data.batches.ipynb #f93314ec
+# %% ../../nbs/15_data.batches.ipynb #d2676df0
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
 
-# %% ../../nbs/15_data.batches.ipynb #3dc661af
 class _NormalizeInPlace(Normalize):
     "fastai's `Normalize` in the memory of its input."
     def encodes(self, x: TensorImage): return x.sub_(self.mean).div_(self.std)
 
-# %% ../../nbs/15_data.batches.ipynb #ea67e0e3
-def _loader(table, tfm, classes, crop, cache, mean, std, num_workers, device, progress, **kwargs) -> RetrievalDL:
+def _loader(
+    table, tfm, classes, crop, cache, mean, std, num_workers, device, progress, **kwargs
+) -> RetrievalDL:
+    "A loader of a table under half a transform."
     table = _cached(table, tfm, crop, cache, progress)
     if num_workers is None: num_workers = min(num_cpus(), 8) if len(table) > 512 else 0
-    batch_tfms = [IntToFloatTensor(), _NormalizeInPlace.from_stats(mean, std, cuda=False)]
-    return RetrievalDL(TableImages(table, tfm, classes, crop), num_workers=num_workers, after_batch=batch_tfms,
-                       device=default_device() if device is None else torch.device(device), **kwargs)
+    device = default_device() if device is None else torch.device(device)
+    normalize = _NormalizeInPlace.from_stats(mean, std, cuda=False)
+    return RetrievalDL(
+        TableImages(table, tfm, classes, crop), num_workers=num_workers, device=device,
+        after_batch=[IntToFloatTensor(), normalize], **kwargs)
 
 # %% ../../nbs/15_data.batches.ipynb #8aab9a9f
 def table_dl(
     table: pd.DataFrame,
     size: int | None = None,  # pixels, as in `get_transforms`
     bs: int = 64,
-    tfms: str | tuple[Callable, Callable] = 'cgd',  # a name, or a pair (train, test); the test half is taken
+    tfms: str | tuple[Callable, Callable] = 'cgd',  # a name, or (train, test)
     crop: bool = False,  # crop to the boxes
     mean: Sequence[float] = IMAGENET_MEAN,  # of R, G, B in [0, 1]
     std: Sequence[float] = IMAGENET_STD,
-    num_workers: int | None = None,  # processes; default one a core, at most 8, none for 512 images or fewer
-    cache: str | Path | None = None,  # folder to keep decoded, resized images in
+    num_workers: int | None = None,  # default up to 8, none for 512 images or fewer
+    cache: str | Path | None = None,  # folder to keep resized images in
     device: str | torch.device | None = None,  # default the GPU if there is one
     progress: bool = True,  # show a bar while the cache is made
 ) -> RetrievalDL:
-    "Return a loader of all rows in order under the test half of a transform, for extraction."
+    "Return a loader of all rows in order under the test half of a transform."
     if not len(table): raise ValueError('table: no rows')
     _, test = get_transforms(tfms, size) if isinstance(tfms, str) else tfms
-    return _loader(table, test, None, crop, cache, mean, std, num_workers, device, progress, bs=bs)
+    return _loader(table, test, None, crop, cache, mean, std, num_workers, device,
+                   progress, bs=bs)
 
-# %% ../../nbs/15_data.batches.ipynb #42be33fa
+# %% ../../nbs/15_data.batches.ipynb #e5197ea7
 def _valid_rows(table: pd.DataFrame, valid: str | None) -> pd.Series:
-    "Return which rows to validate on: those of the split `valid` ('test' takes query and gallery along)."
+    "Return which rows to validate on; 'test' takes query and gallery along."
     if valid is None: valid = 'valid' if table['split'].eq('valid').any() else 'test'
     check_choice('valid', valid, ('valid', 'test'))
-    rows = table['split'].isin(['valid'] if valid == 'valid' else ['test', 'query', 'gallery'])
-    if not rows.any(): raise ValueError(f'table: no rows to validate on (split {valid!r}); see hold_out_classes')
+    splits = ['valid'] if valid == 'valid' else ['test', 'query', 'gallery']
+    rows = table['split'].isin(splits)
+    if not rows.any():
+        raise ValueError(f'table: no rows to validate on (split {valid!r}); '
+                         'see hold_out_classes')
     return rows
 
-def _without_bad(table: pd.DataFrame, bad: str, crop: bool, progress: bool) -> pd.DataFrame:
-    "Return the table, under bad='skip' without the images that cannot be read, which are logged."
+# %% ../../nbs/15_data.batches.ipynb #b3734e16
+def _without_bad(
+    table: pd.DataFrame, bad: str, crop: bool, progress: bool,
+) -> pd.DataFrame:
+    "Return the table, for bad='skip' without unreadable images, which are logged."
     check_choice('bad', bad, ('raise', 'skip'))
     if bad == 'raise': return table
     report = check_images(table, progress=progress, crop=crop)
     if report: logging.getLogger(__name__).warning('left out: %s', report)
     return drop_bad(table, report)
 
-# %% ../../nbs/15_data.batches.ipynb #63f439c5
 def _own_shapes(tfm: Callable) -> bool:
-    "Whether a transform leaves each image its own shape, so that only batches of one fit together."
+    "Whether a transform leaves each image a shape of its own."
     return any(isinstance(t, Shrink) for t in getattr(tfm, 'transforms', []))
 
+# %% ../../nbs/15_data.batches.ipynb #63f439c5
 def retrieval_dls(
     table: pd.DataFrame,
     size: int | None = None,  # pixels, as in `get_transforms`
     bs: int = 64,
-    per_class: int | None = None,  # K images of each of bs/K classes in a training batch; default a plain shuffle
-    tfms: str | tuple[Callable, Callable] = 'cgd',  # a name, or a pair (train, test)
+    per_class: int | None = None,  # K images of a class; default a plain shuffle
+    tfms: str | tuple[Callable, Callable] = 'cgd',  # a name, or (train, test)
     crop: bool = False,  # crop to the boxes
     mean: Sequence[float] = IMAGENET_MEAN,  # of R, G, B in [0, 1]
     std: Sequence[float] = IMAGENET_STD,
     seed: int = 0,  # of order and augmentation
-    num_workers: int | None = None,  # processes; default one a core, at most 8, none for 512 images or fewer
-    valid: str | None = None,  # validate on 'valid' or 'test' (or query and gallery); default 'valid' if there is any
-    bad: str = 'raise',  # stop at an image that cannot be read; 'skip' looks through all of them first
-    cache: str | Path | None = None,  # folder to keep decoded, resized images in
+    num_workers: int | None = None,  # default up to 8, none for 512 images or fewer
+    valid: str | None = None,  # 'valid' or 'test'; default 'valid' if there is any
+    bad: str = 'raise',  # stop at an unreadable image; 'skip' leaves them out
+    cache: str | Path | None = None,  # folder to keep resized images in
     device: str | torch.device | None = None,  # default the GPU if there is one
     progress: bool = True,  # show a bar while images are checked or the cache is made
     sampler: str = 'balanced',  # which of `SAMPLERS` deals the K images of a class
     drop_last: bool = True,  # leave out a last training batch that is not full
 ) -> DataLoaders:
-    "Return a training and a validation loader over one vocabulary, training classes first."
+    "Return a training and a validation loader over one vocabulary."
     train, test = get_transforms(tfms, size) if isinstance(tfms, str) else tfms
     if train is None: raise ValueError(f'tfms: {tfms!r} has no training half')
     table = _without_bad(table, bad, crop, progress)
-    parts = [table[rows].reset_index(drop=True) for rows in (table['split'].eq('train'), _valid_rows(table, valid))]
+    rows = table['split'].eq('train'), _valid_rows(table, valid)
+    parts = [table[r].reset_index(drop=True) for r in rows]
     if not len(parts[0]): raise ValueError("table: no rows of the split 'train'")
-    loader = partial(_loader, classes=_class_order(pd.concat(parts)), crop=crop, cache=cache, mean=mean, std=std,
-                     num_workers=num_workers, device=device, progress=progress)
-    dls = (loader(parts[0], train, bs=bs, shuffle=True, per_class=per_class, sampler=sampler, seed=seed,
-                  drop_last=drop_last),
-           loader(parts[1], test, bs=1 if _own_shapes(test) else bs))
-    return DataLoaders(*dls, device=dls[0].device)
-
-# %% ../../nbs/15_data.batches.ipynb #e05d75a4
-@patch(as_prop=True)
-def table(self: RetrievalDL) -> pd.DataFrame:
-    "The table whose rows are loaded, in the order of the dataset."
-    return self.dataset.table
+    loader = partial(
+        _loader, classes=_class_order(pd.concat(parts)), crop=crop, cache=cache,
+        mean=mean, std=std, num_workers=num_workers, device=device, progress=progress)
+    dl = loader(parts[0], train, bs=bs, shuffle=True, per_class=per_class, seed=seed,
+                sampler=sampler, drop_last=drop_last)
+    valid_dl = loader(parts[1], test, bs=1 if _own_shapes(test) else bs)
+    return DataLoaders(dl, valid_dl, device=dl.device)

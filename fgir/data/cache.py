@@ -10,7 +10,7 @@ __all__ = ['ImageCache', 'open_cache', 'resize_name', 'resize_cache']
 # %% ../../nbs/16_data.cache.ipynb #1368c528
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,98 +26,138 @@ from .images import load_row
 from .table import BOX, image_path
 from .transforms import Shrink
 
-# %% ../../nbs/16_data.cache.ipynb #f6b7f329
+# %% ../../nbs/16_data.cache.ipynb #0da6d168
+def _end(entry: dict) -> int:
+    "Where the bytes of an image end."
+    height, width = entry['shape']
+    return entry['offset'] + 3*height*width
+
 class ImageCache:
-    "Resized images on disk: their bytes one after the other in `pixels.bin`, what lies where in `index.jsonl`."
+    "Resized images on disk: bytes in `pixels.bin`, places in `index.jsonl`."
     def __init__(self, folder: str | Path):
         self.folder, self._pixels = Path(folder), None
         index, pixels = self.folder/'index.jsonl', self.folder/'pixels.bin'
         if not index.is_file(): raise FileNotFoundError(f'{index}: no cache of images')
-        self.about, *entries = map(json.loads, index.read_text().rpartition('\n')[0].split('\n'))
+        lines = index.read_text().rpartition('\n')[0].split('\n')
+        self.about, *entries = map(json.loads, lines)
         size = pixels.stat().st_size if pixels.is_file() else 0
-        self.entries = {e['path']: e for e in entries if e['offset'] + 3*e['shape'][0]*e['shape'][1] <= size}
-
-    def __getstate__(self) -> dict: return self.__dict__ | {'_pixels': None}
+        self.entries = {e['path']: e for e in entries if _end(e) <= size}
 
     def __len__(self) -> int: return len(self.entries)
 
-    def __getitem__(self, path: str) -> Image.Image:
-        if self._pixels is None: self._pixels = np.memmap(self.folder/'pixels.bin', mode='r')
-        (h, w), start = self.entries[path]['shape'], self.entries[path]['offset']
-        return Image.fromarray(self._pixels[start:start + 3*h*w].reshape(h, w, 3))
+# %% ../../nbs/16_data.cache.ipynb #0e6b9987
+@patch
+def __getstate__(self: ImageCache) -> dict: return self.__dict__ | {'_pixels': None}
+
+@patch
+def __getitem__(self: ImageCache, path: str) -> Image.Image:
+    if self._pixels is None:
+        self._pixels = np.memmap(self.folder/'pixels.bin', mode='r')
+    entry = self.entries[path]
+    pixels = self._pixels[entry['offset']:_end(entry)]
+    return Image.fromarray(pixels.reshape(*entry['shape'], 3))
+
+# %% ../../nbs/16_data.cache.ipynb #703bb9e5
+def _stamps(table: pd.DataFrame, crop: bool) -> list[dict]:
+    "Return for each row what a change of its image would change."
+    boxes = table[BOX].to_numpy().tolist() if crop else [None]*len(table)
+    stamps = []
+    for path, box in zip(table['path'], boxes, strict=True):
+        stat = os.stat(os.path.join(table.attrs['root'], path))
+        stamps.append({'bytes': stat.st_size, 'mtime': stat.st_mtime_ns, 'box': box})
+    return stamps
+
+@patch
+def lacks(self: ImageCache, table: pd.DataFrame) -> list[int]:
+    "Return the rows whose image is not in the cache, or has changed since."
+    def known(path, stamp): return stamp.items() <= self.entries.get(path, {}).items()
+    stamps = _stamps(table, self.about['crop'])
+    pairs = zip(table['path'], stamps, strict=True)
+    return [i for i, (path, stamp) in enumerate(pairs) if not known(path, stamp)]
 
 # %% ../../nbs/16_data.cache.ipynb #4d62669d
-def _stamps(table: pd.DataFrame, crop: bool) -> list[dict]:
-    "Return for each row what tells whether a cached image still is the one."
-    stats = [os.stat(os.path.join(table.attrs['root'], p)) for p in table['path']]
-    boxes = table[BOX].to_numpy().tolist() if crop else [None]*len(table)
-    return [{'bytes': s.st_size, 'mtime': s.st_mtime_ns, 'box': b} for s, b in zip(stats, boxes, strict=True)]
-
 def open_cache(table: pd.DataFrame, crop: bool = False) -> ImageCache | None:
-    "Open the cache that `table.attrs` names, or None; raises ValueError if it is not one of these images as they are."
+    "Open the cache that `table.attrs` names, or None; ValueError if it does not fit."
     folder = table.attrs.get('cache')
     if folder is None: return None
     cache = ImageCache(folder)
-    if cache.about['crop'] != crop: raise ValueError(f"{folder}: a cache with crop={cache.about['crop']}, not {crop}")
+    made = cache.about['crop']
+    if made != crop: raise ValueError(f'{folder}: a cache with crop={made}, not {crop}')
     lost = cache.lacks(table)
-    if lost: raise ValueError(f'{folder}: {image_path(table, lost[0])} is not in the cache or has changed since '
-                              f'({len(lost)} of {len(table)} images): run resize_cache again')
+    if lost:
+        raise ValueError(f'{folder}: {image_path(table, lost[0])} is not in the cache '
+                         f'or has changed since ({len(lost)} of {len(table)} images): '
+                         'run resize_cache again')
     return cache
 
-# %% ../../nbs/16_data.cache.ipynb #b3fc8024
-@patch
-def lacks(self: ImageCache, table: pd.DataFrame) -> list[int]:
-    "Return the rows whose image is not in the cache, or has changed on disk since it was put there."
-    stamps = zip(table['path'], _stamps(table, self.about['crop']), strict=True)
-    return [i for i, (p, stamp) in enumerate(stamps) if not stamp.items() <= self.entries.get(p, {}).items()]
+# %% ../../nbs/16_data.cache.ipynb #b9becaaf
+def _append(pixels, index, paths: Iterable, stamps: Iterable, images: Iterable) -> None:
+    "Write images to the open file `pixels`, then their lines to `index`."
+    lines = []
+    for path, stamp, img in zip(paths, stamps, images, strict=True):
+        place = {'path': path, 'shape': img.shape[:2], 'offset': pixels.tell()}
+        lines.append(json.dumps(place | stamp) + '\n')
+        pixels.write(img.tobytes())
+    pixels.flush()
+    os.fsync(pixels.fileno())
+    index.write(''.join(lines))
+    index.flush()
 
-# %% ../../nbs/16_data.cache.ipynb #5c852109
-def _fill(cache: ImageCache, table: pd.DataFrame, resize: Callable, progress: bool, portion: int = 64) -> None:
+# %% ../../nbs/16_data.cache.ipynb #28c18160
+def _fill(
+    cache: ImageCache, table: pd.DataFrame, resize: Callable, progress: bool,
+) -> None:
     "Append to the cache what it lacks of the table."
-    rows, crop = cache.lacks(table), cache.about['crop']
-    stamps = _stamps(table, crop)
-    portions = [rows[i:i + portion] for i in range(0, len(rows), portion)]
     def pixels_of(i): return np.asarray(resize(load_row(table, i, crop)))
-    with (ThreadPoolExecutor(num_cpus()) as pool, open(cache.folder/'pixels.bin', 'ab') as pixels,
-          open(cache.folder/'index.jsonl', 'a') as index):
-        for part in progress_bar(portions, leave=False) if progress and rows else portions:
-            entries = []
-            for i, img in zip(part, pool.map(pixels_of, part), strict=True):
-                place = {'path': table['path'].iat[i], 'shape': img.shape[:2], 'offset': pixels.tell()}
-                entries.append(json.dumps(place | stamps[i]) + '\n')
-                pixels.write(img.tobytes())
-            pixels.flush()
-            os.fsync(pixels.fileno())
-            index.write(''.join(entries))
-            index.flush()
+    rows, crop, n = cache.lacks(table), cache.about['crop'], 64
+    paths, stamps = table['path'].tolist(), _stamps(table, crop)
+    portions = [rows[i:i + n] for i in range(0, len(rows), n)]
+    if progress and rows: portions = progress_bar(portions, leave=False)
+    files = cache.folder/'pixels.bin', cache.folder/'index.jsonl'
+    with (ThreadPoolExecutor(num_cpus()) as pool,
+          open(files[0], 'ab') as pixels, open(files[1], 'a') as index):
+        for part in portions:
+            _append(pixels, index, [paths[i] for i in part], [stamps[i] for i in part],
+                    pool.map(pixels_of, part))
 
-# %% ../../nbs/16_data.cache.ipynb #e55ad8db
+# %% ../../nbs/16_data.cache.ipynb #1db7206e
 def resize_name(resize: v2.Transform) -> str:
-    "Name a resize: '252x252', 'short256' (short side to 256) or 'shrink256' (to 256 if it is larger)."
+    "Name a resize: '252x252', 'short256' or, for what `Shrink` does, 'shrink256'."
     if isinstance(resize, Shrink): return f'shrink{resize.size}'
-    size = 'x'.join(map(str, resize.size)) if len(resize.size) == 2 else f'short{resize.size[0]}'
+    sides = resize.size
+    size = 'x'.join(map(str, sides)) if len(sides) == 2 else f'short{sides[0]}'
     filter = getattr(resize.interpolation, 'value', resize.interpolation)
     return size if filter == 'bilinear' else f'{size}-{filter}'
 
+# %% ../../nbs/16_data.cache.ipynb #0b63a246
+def _started(folder: Path, about: dict) -> ImageCache:
+    "The cache in `folder`, new or as it is; ValueError if it is another one."
+    index = folder/'index.jsonl'
+    if not index.exists():
+        with write_atomic(index) as tmp: tmp.write_text(json.dumps(about) + '\n')
+    os.truncate(index, index.read_bytes().rfind(b'\n') + 1)
+    cache = ImageCache(folder)
+    if cache.about != about:
+        raise ValueError(f'{folder}: a cache of {cache.about}, not of {about}: '
+                         'take another')
+    return cache
+
+# %% ../../nbs/16_data.cache.ipynb #8b8c6eb4
 def resize_cache(
     table: pd.DataFrame,
-    size: int | tuple[int, int] | v2.Transform,  # short side at most, or (h, w) exactly, or a `Shrink` or `v2.Resize`
+    size: int | tuple[int, int] | v2.Transform,  # short side, (h, w) or a resize
     out: str | Path,  # folder of the cache; one that is there is brought up to date
     crop: bool = False,  # crop to the boxes
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:
-    "Decode and resize every image once; return the table with `attrs['cache']`, from which loaders then read."
-    resize = size if isinstance(size, v2.Transform) else Shrink(size) if isinstance(size, int) else v2.Resize(size)
-    about, out = {'version': 1, 'resize': resize_name(resize), 'crop': crop}, Path(out).expanduser().absolute()
+    "Decode and resize every image once; return the table with `attrs['cache']`."
+    if isinstance(size, v2.Transform): resize = size
+    else: resize = Shrink(size) if isinstance(size, int) else v2.Resize(size)
+    out = Path(out).expanduser().absolute()
+    about = {'version': 1, 'resize': resize_name(resize), 'crop': crop}
     out.mkdir(parents=True, exist_ok=True)
-    index = out/'index.jsonl'
-    with alone_with(index, wait=float('inf')):
-        if not index.exists():
-            with write_atomic(index) as tmp: tmp.write_text(json.dumps(about) + '\n')
-        os.truncate(index, index.read_bytes().rfind(b'\n') + 1)
-        cache = ImageCache(out)
-        if cache.about != about: raise ValueError(f'{out}: a cache of {cache.about}, not of {about}: take another')
-        _fill(cache, table, resize, progress)
+    with alone_with(out/'index.jsonl', wait=float('inf')):
+        _fill(_started(out, about), table, resize, progress)
     table = table.copy()
     table.attrs['cache'] = str(out)
     return table

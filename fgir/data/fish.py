@@ -1,4 +1,4 @@
-"""Fish that do not exist, drawn so that telling them apart is hard for the right reasons
+"""A fine-grained data set to try everything on, without a download
 
 Docs: https://fgir.github.io/fgir/data.fish.html.md"""
 
@@ -23,26 +23,6 @@ from PIL import Image, ImageDraw
 from .files import write_folder_atomic
 from .readers import read_cub
 
-# %% ../../nbs/17_data.fish.ipynb #db7fa5bd
-SYNTH_TRAITS: dict[str, dict] = {
-    'tail': {
-        'Forked': [(0, -.07), (.42, -.36), (.17, 0), (.42, .36), (0, .07)],
-        'Fan': [(0, -.07), (.26, -.24), (.34, -.12), (.36, 0), (.34, .12), (.26, .24), (0, .07)],
-        'Lance': [(0, -.07), (.08, -.1), (.5, 0), (.08, .1), (0, .07)],
-        'Scythe': [(0, -.07), (.16, -.2), (.44, -.46), (.24, -.1), (.2, .1), (0, .07)]},
-    'fin': {
-        'Spiny': [(.22, 0), (.28, .2), (.35, .03), (.42, .24), (.48, .03), (.56, .22), (.62, .03), (.7, .18), (.76, 0)],
-        'Sail': [(.25, 0), (.4, .22), (.62, .34), (.66, .16), (.7, 0)],
-        'Split': [(.18, 0), (.28, .24), (.36, 0), (.62, 0), (.74, .24), (.82, 0)],
-        'Ribbon': [(.15, 0), (.2, .09), (.5, .1), (.85, .09), (.9, 0)]},
-    'marking': {
-        'Spotted': [(u, v, .05, .24) for u, v in [(.38, -.45), (.62, -.45), (.5, 0), (.38, .45), (.64, .45)]],
-        'Barred': [(.34, 0, .035, .95), (.5, 0, .035, .95), (.66, 0, .035, .95)],
-        'Striped': [(.55, -.4, .32, .13), (.55, .4, .32, .13)],
-        'Dipped': [(.78, 0, .2, .95)]},
-    'body': {'Slim': .12, 'Deep': .17, 'Round': .23},
-    'head': {'Blunt': (.02, False), 'Beaked': (.2, False), 'Masked': (.02, True)}}
-
 # %% ../../nbs/17_data.fish.ipynb #dcd2b614
 def _on_body(u: np.ndarray, v: np.ndarray, depth: float) -> np.ndarray:
     "Points (N,2) at `u` along and `v` across a body of half depth `depth`."
@@ -51,14 +31,42 @@ def _on_body(u: np.ndarray, v: np.ndarray, depth: float) -> np.ndarray:
 
 def _outline(depth: float) -> np.ndarray:
     "The body as a closed polygon (48,2)."
-    u = np.linspace(0, 1, 24)
-    return np.concatenate([_on_body(u, -np.ones(24), depth), _on_body(u[::-1], np.ones(24), depth)])
+    u, ones = np.linspace(0, 1, 24), np.ones(24)
+    back, belly = _on_body(u, -ones, depth), _on_body(u[::-1], ones, depth)
+    return np.concatenate([back, belly])
 
-# %% ../../nbs/17_data.fish.ipynb #2d175d4a
+# %% ../../nbs/17_data.fish.ipynb #48a1ebf4
+SYNTH_TRAITS: dict[str, dict] = {}
+SYNTH_TRAITS['tail'] = {
+    'Forked': [(0, -.07), (.42, -.36), (.17, 0), (.42, .36), (0, .07)],
+    'Fan': [(0, -.07), (.26, -.24), (.34, -.12), (.36, 0), (.34, .12), (.26, .24),
+            (0, .07)],
+    'Lance': [(0, -.07), (.08, -.1), (.5, 0), (.08, .1), (0, .07)],
+    'Scythe': [(0, -.07), (.16, -.2), (.44, -.46), (.24, -.1), (.2, .1), (0, .07)]}
+
+def _tail(points: np.ndarray) -> np.ndarray: return points*[-1, 1] - [.46, 0]
+
+# %% ../../nbs/17_data.fish.ipynb #73e0885a
+SYNTH_TRAITS['fin'] = {
+    'Spiny': [(.22, 0), (.28, .2), (.35, .03), (.42, .24), (.48, .03), (.56, .22),
+              (.62, .03), (.7, .18), (.76, 0)],
+    'Sail': [(.25, 0), (.4, .22), (.62, .34), (.66, .16), (.7, 0)],
+    'Split': [(.18, 0), (.28, .24), (.36, 0), (.62, 0), (.74, .24), (.82, 0)],
+    'Ribbon': [(.15, 0), (.2, .09), (.5, .1), (.85, .09), (.9, 0)]}
+
 def _fin(points: np.ndarray, depth: float, side: int = -1) -> np.ndarray:
-    "The polygon of a fin, given as rows (along, height), on the back or, with `side=1`, on the belly."
+    "The polygon of a fin on the back or, with `side=1`, on the belly."
     along, height = np.transpose(points)
-    return _on_body(along, .8*side*np.ones(len(along)), depth) + height[:, None]*[-.35, side]
+    root = _on_body(along, .8*side*np.ones(len(along)), depth)
+    return root + height[:, None]*[-.35, side]
+
+# %% ../../nbs/17_data.fish.ipynb #ef62f90b
+SYNTH_TRAITS['marking'] = {
+    'Spotted': [(.38, -.45, .05, .24), (.62, -.45, .05, .24), (.5, 0, .05, .24),
+                (.38, .45, .05, .24), (.64, .45, .05, .24)],
+    'Barred': [(.34, 0, .035, .95), (.5, 0, .035, .95), (.66, 0, .035, .95)],
+    'Striped': [(.55, -.4, .32, .13), (.55, .4, .32, .13)],
+    'Dipped': [(.78, 0, .2, .95)]}
 
 def _patch(u: float, v: float, du: float, dv: float, depth: float) -> np.ndarray:
     "The polygon (16,2) of one patch of a marking."
@@ -66,30 +74,49 @@ def _patch(u: float, v: float, du: float, dv: float, depth: float) -> np.ndarray
     c, s = (np.sign(w)*np.abs(w)**.6 for w in (np.cos(angle), np.sin(angle)))
     return _on_body(u + du*c, v + dv*s, depth)
 
-# %% ../../nbs/17_data.fish.ipynb #eb117a89
-_BELLY_FIN = [(.42, 0), (.52, .13), (.56, 0)]
+# %% ../../nbs/17_data.fish.ipynb #8901eaf6
+SYNTH_TRAITS['body'] = {'Slim': .12, 'Deep': .17, 'Round': .23}
+SYNTH_TRAITS['head'] = {
+    'Blunt': (.02, False), 'Beaked': (.2, False), 'Masked': (.02, True)}
 
-def _parts(traits: dict[str, str], rng: np.random.Generator, wobble: float = .01) -> Iterator[tuple[str, np.ndarray]]:
-    "Yield (name of color, polygon) for each part of one animal with the trait values `traits`."
-    def vary(points): return np.array(points) + rng.normal(0, wobble, np.shape(points))
-    shape = {trait: SYNTH_TRAITS[trait][value] for trait, value in traits.items()}
-    depth = shape['body']*(1 + 6*wobble*rng.uniform(-1, 1))
-    snout, masked = shape['head']
-    yield 'fins', vary(shape['tail'])*[-1, 1] - [.46, 0]
-    yield 'fins', _fin(vary(shape['fin']), depth)
-    yield 'fins', _fin(vary(_BELLY_FIN), depth, side=1)
-    yield 'body', _outline(depth)
-    yield 'body', np.array([(.42, -.4*depth), (.5 + snout, .01), (.5 + snout, .03), (.42, .4*depth)])
+def _head(snout: float, masked: bool, depth: float) -> Iterator[tuple[str, np.ndarray]]:
+    "The snout and, if there is one, the mask."
+    tip = .5 + snout
+    yield 'body', np.array([(.42, -.4*depth), (tip, .01), (tip, .03), (.42, .4*depth)])
     if masked: yield 'marks', _patch(.1, 0, .09, .98, depth)
-    for patch in shape['marking']: yield 'marks', _patch(*vary(patch), depth)
+
+def _eye(depth: float) -> Iterator[tuple[str, np.ndarray]]:
     yield 'white', _patch(.1, -.25, .014, .013/depth, depth)
     yield 'black', _patch(.1, -.25, .007, .007/depth, depth)
 
+# %% ../../nbs/17_data.fish.ipynb #eb117a89
+_BELLY_FIN = [(.42, 0), (.52, .13), (.56, 0)]
+
+def _parts(
+    traits: dict[str, str], rng: np.random.Generator, wobble: float = .01,
+) -> Iterator[tuple[str, np.ndarray]]:
+    "Yield (name of color, polygon) for each part of one fish."
+    def vary(points): return np.array(points) + rng.normal(0, wobble, np.shape(points))
+    shape = {trait: SYNTH_TRAITS[trait][value] for trait, value in traits.items()}
+    depth = shape['body']*(1 + 6*wobble*rng.uniform(-1, 1))
+    yield 'fins', _tail(vary(shape['tail']))
+    yield 'fins', _fin(vary(shape['fin']), depth)
+    yield 'fins', _fin(vary(_BELLY_FIN), depth, side=1)
+    yield 'body', _outline(depth)
+    yield from _head(*shape['head'], depth)
+    for patch in shape['marking']: yield 'marks', _patch(*vary(patch), depth)
+    yield from _eye(depth)
+
 # %% ../../nbs/17_data.fish.ipynb #47a8e453
 def _random_pose(rng: np.random.Generator) -> dict:
-    "Draw the pose of one animal."
-    return dict(bend=rng.uniform(-.2, .2), flip=rng.choice([-1, 1]), squeeze=rng.uniform(.85, 1),
-                angle=rng.normal(0, .25), scale=rng.uniform(.48, .62), center=rng.uniform(.42, .58, 2))
+    "Draw the pose of one fish."
+    return dict(
+        bend=rng.uniform(-.2, .2),
+        flip=rng.choice([-1, 1]),
+        squeeze=rng.uniform(.85, 1),
+        angle=rng.normal(0, .25),
+        scale=rng.uniform(.48, .62),
+        center=rng.uniform(.42, .58, 2))
 
 def _place(points: np.ndarray, pose: dict) -> np.ndarray:
     "Move points (N,2) of the body plan into the unit square of the image."
@@ -104,40 +131,61 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     "The bytes of an HSV color; the hue counts modulo 1."
     return tuple(int(255*c) for c in colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
-def _random_color(rng: np.random.Generator) -> tuple[int, int, int]:
-    return _rgb(rng.random(), rng.uniform(.1, .7), rng.uniform(.2, .8))
-
 def _random_palette(rng: np.random.Generator) -> dict[str, tuple[int, int, int]]:
-    "Draw the colors of one animal."
+    "Draw the colors of one fish."
     hue = rng.random()
-    return dict(body=_rgb(hue, rng.uniform(.1, .5), rng.uniform(.75, .95)),
-                fins=_rgb(hue + rng.normal(0, .1), rng.uniform(.2, .8), rng.uniform(.1, .25)),
-                marks=_rgb(rng.random(), rng.uniform(.2, .8), rng.uniform(.1, .3)),
-                white=(240, 240, 230), black=(15, 15, 15))
+    body = _rgb(hue, rng.uniform(.1, .5), rng.uniform(.75, .95))
+    fins = _rgb(hue + rng.normal(0, .1), rng.uniform(.2, .8), rng.uniform(.1, .25))
+    marks = _rgb(rng.random(), rng.uniform(.2, .8), rng.uniform(.1, .3))
+    white, black = (240, 240, 230), (15, 15, 15)
+    return dict(body=body, fins=fins, marks=marks, white=white, black=black)
+
+def _draw_parts(image: Image.Image, parts: list, palette: dict) -> None:
+    "Draw (name of color, polygon in the unit square) onto `image`, one over the other."
+    draw = ImageDraw.Draw(image)
+    for color, polygon in parts:
+        draw.polygon((polygon*image.width).ravel().tolist(), palette[color])
 
 # %% ../../nbs/17_data.fish.ipynb #8b9c432d
 def _water(side: int, rng: np.random.Generator) -> Image.Image:
     "A smooth random background, `side` pixels wide and high."
-    base = np.array(_rgb(rng.random(), rng.uniform(.1, .6), rng.uniform(.35, .65)), float)
+    hsv = rng.random(), rng.uniform(.1, .6), rng.uniform(.35, .65)
+    base = np.array(_rgb(*hsv), float)
     grid = base + rng.normal(0, 15, (6, 6, 3)) + rng.normal(0, 15, (6, 6, 1))
-    return Image.fromarray(grid.clip(0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    image = Image.fromarray(grid.clip(0, 255).astype(np.uint8))
+    return image.resize((side, side), Image.Resampling.BICUBIC)
 
-# %% ../../nbs/17_data.fish.ipynb #69b4ecee
-def _weeds(image: Image.Image, n: int, width: tuple[float, float], rng: np.random.Generator) -> None:
-    "Draw `n` weeds onto `image`; `width` is (least, most)."
-    draw, side, t = ImageDraw.Draw(image), image.width, np.linspace(0, 1, 8)
-    for _ in range(n):
-        wave = .04*np.sin(t*rng.uniform(3, 9) + rng.uniform(0, 6))
-        x, y = rng.uniform(-.1, 1.1) + rng.normal(0, .15)*t + wave, 1.05 - rng.uniform(.15, .75)*t
-        points = (np.stack([x, y], -1)*side).ravel().tolist()
-        draw.line(points, _random_color(rng), max(1, int(side*rng.uniform(*width))))
+# %% ../../nbs/17_data.fish.ipynb #967f6138
+def _random_color(rng: np.random.Generator) -> tuple[int, int, int]:
+    return _rgb(rng.random(), rng.uniform(.1, .7), rng.uniform(.2, .8))
 
-def _ellipses(image: Image.Image, n: int, radius: tuple[float, float], rng: np.random.Generator) -> None:
-    "Draw `n` pebbles or bubbles onto `image`; `radius` is (least, most)."
+def _ellipses(
+    image: Image.Image,
+    n: int,
+    radius: tuple[float, float],  # (least, most)
+    rng: np.random.Generator,
+) -> None:
+    "Draw `n` pebbles or bubbles onto `image`."
     draw, side = ImageDraw.Draw(image), image.width
     for _ in range(n):
         center, r = rng.uniform(0, side, 2), rng.uniform(*radius, 2)*side
         draw.ellipse([*(center - r), *(center + r)], _random_color(rng))
+
+# %% ../../nbs/17_data.fish.ipynb #69b4ecee
+def _weeds(
+    image: Image.Image,
+    n: int,
+    width: tuple[float, float],  # (least, most)
+    rng: np.random.Generator,
+) -> None:
+    "Draw `n` weeds onto `image`."
+    draw, side, t = ImageDraw.Draw(image), image.width, np.linspace(0, 1, 8)
+    for _ in range(n):
+        wave = .04*np.sin(t*rng.uniform(3, 9) + rng.uniform(0, 6))
+        x = rng.uniform(-.1, 1.1) + rng.normal(0, .15)*t + wave
+        y = 1.05 - rng.uniform(.15, .75)*t
+        points = (np.stack([x, y], -1)*side).ravel().tolist()
+        draw.line(points, _random_color(rng), max(1, int(side*rng.uniform(*width))))
 
 # %% ../../nbs/17_data.fish.ipynb #6bb86d16
 def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -149,80 +197,106 @@ def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     noise = rng.standard_normal(pixels.shape, np.float32)*np.float32(rng.uniform(2, 7))
     return Image.fromarray((pixels*gain + noise).clip(0, 255).astype(np.uint8))
 
-# %% ../../nbs/17_data.fish.ipynb #a5fc5049
+# %% ../../nbs/17_data.fish.ipynb #7a007076
+def _box(parts: list, size: int) -> tuple[int, int, int, int]:
+    "The box around all polygons, in whole pixels."
+    outer = np.concatenate([polygon for _, polygon in parts])*size
+    corners = *np.floor(outer.min(0)), *np.ceil(outer.max(0))
+    return tuple(int(c) for c in np.clip(corners, 0, size))
+
 def draw_fish(
     traits: dict[str, str],  # one value of each trait in `SYNTH_TRAITS`
     size: int = 128,  # side of the image in pixels
     seed: int | list[int] = 0,  # same seed, same picture
-) -> tuple[Image.Image, tuple[int, int, int, int]]:  # the image and (x1, y1, x2, y2), x2 and y2 exclusive
-    "Draw one fish with these traits and random nuisances; return the RGB image and its box."
-    rng, side = np.random.default_rng(seed), 2*size
-    image = _water(side, rng)
+) -> tuple[Image.Image, tuple[int, int, int, int]]:  # the image, and x1, y1, x2, y2
+    "Draw one fish with these traits and random nuisances; return it and its box."
+    rng = np.random.default_rng(seed)
+    image = _water(2*size, rng)
     _ellipses(image, rng.integers(6, 14), (.01, .07), rng)
     _weeds(image, rng.integers(3, 8), (.01, .05), rng)
-    pose, palette, draw = _random_pose(rng), _random_palette(rng), ImageDraw.Draw(image)
-    parts = [(name, _place(polygon, pose)) for name, polygon in _parts(traits, rng)]
-    for name, polygon in parts: draw.polygon((polygon*side).ravel().tolist(), palette[name])
+    pose, palette = _random_pose(rng), _random_palette(rng)
+    parts = [(color, _place(polygon, pose)) for color, polygon in _parts(traits, rng)]
+    _draw_parts(image, parts, palette)
     _weeds(image, rng.integers(0, 3), (.015, .035), rng)
     _ellipses(image, rng.integers(0, 3), (.02, .05), rng)
-    outer = np.concatenate([polygon for _, polygon in parts])*size
-    corners = *np.floor(outer.min(0)), *np.ceil(outer.max(0))
-    return _light(image.reduce(2), rng), tuple(int(c) for c in np.clip(corners, 0, size))
+    return _light(image.reduce(2), rng), _box(parts, size)
 
 # %% ../../nbs/17_data.fish.ipynb #f053e7a1
 def synth_classes(n: int, seed: int = 0) -> list[dict[str, str]]:
-    """Return the trait values of classes 1 to `n`; a longer list begins with the shorter one.
+    """Return the traits of classes 1 to `n`; a longer list begins with the shorter one.
 
-    Raises ValueError when `n` is below 1 or above the number of conjunctions."""
+    Raises ValueError when `n` is below 1 or above the number of combinations."""
     every = np.array(list(product(*SYNTH_TRAITS.values())))
-    if not 1 <= n <= len(every): raise ValueError(f'n_classes={n}: the traits make 1 to {len(every)} different classes')
+    if not 1 <= n <= len(every):
+        possible = f'the traits make 1 to {len(every)} different classes'
+        raise ValueError(f'n_classes={n}: {possible}')
     every = every[np.random.default_rng(seed).permutation(len(every))]
-    likeness, picks = np.zeros(len(every)), []
+    likeness, picked = np.zeros(len(every)), []
     for _ in range(n):
-        picks.append(likeness.argmin())
-        likeness += 8.**(every == every[picks[-1]]).sum(1)
-        likeness[picks[-1]] = np.inf
-    return [dict(zip(SYNTH_TRAITS, map(str, every[p]), strict=True)) for p in picks]
+        pick = likeness.argmin()
+        picked.append(dict(zip(SYNTH_TRAITS, every[pick].tolist(), strict=True)))
+        shared = (every == every[pick]).sum(1)
+        likeness += 8.**shared
+        likeness[pick] = np.inf
+    return picked
 
 # %% ../../nbs/17_data.fish.ipynb #f1c9a529
-def _draw_class(out: Path, k: int, name: str, traits: dict[str, str], record: dict) -> list[tuple[str, str]]:
-    "Draw the images of class id `k` below `out/images`; return (path, box as 'x y width height') of each."
+def _draw_class(
+    out: Path, k: int, name: str, traits: dict[str, str], record: dict,
+) -> Iterator[tuple[str, str]]:
+    "Draw the images of class id `k`; yield path and box 'x y width height' of each."
     (out/'images'/name).mkdir(parents=True)
-    rows = []
     for i in range(1, record['n_per_class'] + 1):
-        image, (x1, y1, x2, y2) = draw_fish(traits, record['size'], [record['seed'], k, i])
+        seed = [record['seed'], k, i]
+        image, (x1, y1, x2, y2) = draw_fish(traits, record['size'], seed)
         path = f'{name}/{name[4:]}_{i:04d}.jpg'
         image.save(out/'images'/path, quality=90, subsampling=0)
-        rows.append((path, f'{x1}.0 {y1}.0 {x2 - x1}.0 {y2 - y1}.0'))
-    return rows
+        yield path, f'{x1}.0 {y1}.0 {x2 - x1}.0 {y2 - y1}.0'
 
-# %% ../../nbs/17_data.fish.ipynb #e0aca82e
+# %% ../../nbs/17_data.fish.ipynb #803b5e40
+def _write_lists(out: Path, **lists: list) -> None:
+    "Write each list to a file of numbered lines, as CUB does."
+    for name, values in lists.items():
+        lines = [f'{n} {value}\n' for n, value in enumerate(values, 1)]
+        (out/f'{name}.txt').write_text(''.join(lines))
+
 def _write_synth(out: Path, record: dict, progress: bool) -> None:
     "Draw the set of `record` into the folder `out`."
     classes = synth_classes(record['n_classes'], record['seed'])
-    names = [f'{k:03d}.{"_".join(traits.values())}' for k, traits in enumerate(classes, 1)]
+    names = [f'{k:03d}.{"_".join(kind.values())}' for k, kind in enumerate(classes, 1)]
     rows = []
     for k, traits in enumerate(progress_bar(classes) if progress else classes, 1):
         rows += [(*row, k) for row in _draw_class(out, k, names[k - 1], traits, record)]
     paths, boxes, ids = zip(*rows, strict=True)
-    files = {'images': paths, 'image_class_labels': ids, 'bounding_boxes': boxes, 'classes': names,
-             'train_test_split': [n % record['n_per_class'] % 2 for n in range(len(rows))]}
-    for name, values in files.items():
-        (out/f'{name}.txt').write_text(''.join(f'{n} {value}\n' for n, value in enumerate(values, 1)))
+    trains = [n % record['n_per_class'] % 2 for n in range(len(rows))]
+    _write_lists(out, images=paths, image_class_labels=ids, bounding_boxes=boxes,
+                 classes=names, train_test_split=trains)
     (out/'synth.json').write_text(json.dumps(record))
 
 # %% ../../nbs/17_data.fish.ipynb #3af074c4
 def _is_drawn(root: Path, record: dict, force: bool) -> bool:
-    "Whether `root` holds the set of `record`; FileExistsError if another, without `force`, or anything else."
+    """Whether `root` holds the set of `record`.
+
+    Raises FileExistsError if it holds another set, without `force`, or other files."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())): return False
     file = root/'synth.json'
     if not file.is_file():
-        raise FileExistsError(f'{root} is not empty and holds no synthetic set: name a new or an empty folder')
-    if (found := file.read_text()) != json.dumps(record):
-        if force: return False
-        raise FileExistsError(f'{root} holds another synthetic set, {found}, not {json.dumps(record)}; force=True '
-                              'replaces it')
-    return True
+        raise FileExistsError(f'{root} is not empty and holds no synthetic set: '
+                              'name a new or an empty folder')
+    found, wanted = file.read_text(), json.dumps(record)
+    if found != wanted and not force:
+        raise FileExistsError(f'{root} holds another synthetic set, {found}, '
+                              f'not {wanted}; force=True replaces it')
+    return found == wanted
+
+# %% ../../nbs/17_data.fish.ipynb #6d900748
+def _record(**numbers: int) -> dict:
+    "The arguments of a set as they are kept; ValueError for impossible ones."
+    record = {'drawing': 1} | {name: int(number) for name, number in numbers.items()}
+    for name, least in dict(n_classes=2, n_per_class=1, size=16, seed=0).items():
+        if record[name] < least:
+            raise ValueError(f'{name}={record[name]}: expected {least} or more')
+    return record
 
 # %% ../../nbs/17_data.fish.ipynb #08f90d08
 def synth_dataset(
@@ -230,20 +304,19 @@ def synth_dataset(
     n_classes: int = 80,  # the first half trains, the second half tests; at most 576
     n_per_class: int = 20,  # images a class
     size: int = 128,  # side of the images in pixels
-    seed: int = 0,  # same seed, and same versions of numpy and Pillow: same files to the byte
+    seed: int = 0,  # same seed, numpy and Pillow: same files to the byte
     progress: bool = True,  # show a bar, one step a class
     force: bool = False,  # replace another synthetic set in `root`
 ) -> pd.DataFrame:  # the table, with boxes
-    """Draw a fine-grained data set in the layout of CUB-200-2011, or read it if it was drawn before.
+    """Draw a data set in the layout of CUB-200-2011, or read it if it was drawn before.
 
-    Raises ValueError for impossible numbers, FileExistsError if `root` holds something else."""
+    Raises ValueError for impossible numbers, FileExistsError if `root` is in use."""
     root = Path(root).expanduser().absolute()
-    record = dict(drawing=1, n_classes=int(n_classes), n_per_class=int(n_per_class), size=int(size), seed=int(seed))
-    for name, least in dict(n_classes=2, n_per_class=1, size=16, seed=0).items():
-        if record[name] < least: raise ValueError(f'{name}={record[name]}: expected {least} or more')
+    record = _record(n_classes=n_classes, n_per_class=n_per_class, size=size, seed=seed)
     if not _is_drawn(root, record, force):
         try:
-            with write_folder_atomic(root, force) as part: _write_synth(part, record, progress)
+            with write_folder_atomic(root, force) as part:
+                _write_synth(part, record, progress)
         except OSError:
             if not _is_drawn(root, record, force=False): raise
     table = read_cub(root)

@@ -8,17 +8,20 @@ Docs: https://fgir.github.io/fgir/data.transforms.html.md"""
 __all__ = ['TRANSFORMS', 'Shrink', 'get_transforms']
 
 # %% ../../nbs/14_data.transforms.ipynb #48f78f64
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 from torchvision.transforms import v2
 
 from .files import check_choice
 
-# %% ../../nbs/14_data.transforms.ipynb #d69884bf
+# %% ../../nbs/14_data.transforms.ipynb #f40bf68d
 def _squash(size: float) -> v2.Resize: return v2.Resize((round(size), round(size)))
 
+# %% ../../nbs/14_data.transforms.ipynb #d69884bf
 class Shrink(v2.Transform):
-    "Resize a PIL image so that its short side is `size` pixels, if it is longer; aspect kept (CFGA)."
+    "Resize a PIL image to a short side of `size` pixels, if it is longer (CFGA)."
     def __init__(self, size: int):
         super().__init__()
         self.size = size
@@ -26,59 +29,88 @@ class Shrink(v2.Transform):
     def transform(self, img: Image.Image, params: dict) -> Image.Image:
         short = min(img.size)
         if short <= self.size: return img
-        return img.resize([round(side*self.size/short) for side in img.size], Image.Resampling.BILINEAR)
+        sides = [round(side*self.size/short) for side in img.size]
+        return img.resize(sides, Image.Resampling.BILINEAR)
 
-# %% ../../nbs/14_data.transforms.ipynb #8924d539
-TRANSFORMS = {
-    'cgd': dict(
-        size=224, about='train: squash to 252, random crop 224, flip; test: squash to 224 (CGD)',
-        train=lambda s: [_squash(s*252/224), v2.RandomCrop(s), v2.RandomHorizontalFlip()],
-        test=lambda s: [_squash(s)]),
-    'proxy_anchor': dict(
-        size=224, about='train: random resized crop 224, flip; test: short side 256, center crop 224 (PP)',
-        train=lambda s: [v2.RandomResizedCrop(s), v2.RandomHorizontalFlip()],
-        test=lambda s: [v2.Resize(round(s*256/224)), v2.CenterCrop(s)]),
-    'cfga_pretrained': dict(
-        size=256, about='test: short side shrunk to 256 if larger, no crop, so sizes vary; no training (CFGA)',
-        train=None, test=lambda s: [Shrink(s)]),
-    'moving_proxy': dict(
-        size=256, about='train: random resized crop 256, flip; test: short side 292, center crop 256 (history of PP)',
-        train=lambda s: [v2.RandomResizedCrop(s), v2.RandomHorizontalFlip()],
-        test=lambda s: [v2.Resize(round(s*292/256)), v2.CenterCrop(s)]),
-    'squash': dict(
-        size=224, about='train and test: squash to 224, nothing random (test as in CGD)',
-        train=lambda s: [_squash(s)], test=lambda s: [_squash(s)]),
-}
+# %% ../../nbs/14_data.transforms.ipynb #93552be6
+TRANSFORMS: dict[str, dict] = {}
+TRANSFORMS['cgd'] = dict(
+    size=224,
+    about='train: squash to 252, random crop 224, flip; test: squash to 224 (CGD)',
+    train=lambda s: [_squash(s*252/224), v2.RandomCrop(s), v2.RandomHorizontalFlip()],
+    test=lambda s: [_squash(s)])
 
-# %% ../../nbs/14_data.transforms.ipynb #4fb6281c
-TRANSFORMS |= {
-    'cfga_dml': dict(
-        size=227, about='train: short side 256, random resized crop 227 of 0.16 to 1 of the area, flip; '
-                        'test: short side 256, center crop 227 (CFGA)',
-        train=lambda s: [v2.Resize(round(s*256/227)), v2.RandomResizedCrop(s, scale=(.16, 1)),
-                         v2.RandomHorizontalFlip()],
-        test=lambda s: [v2.Resize(round(s*256/227)), v2.CenterCrop(s)]),
-    'dgpcrl': dict(
-        size=256, about='train: squash to 280, rotate by up to 10°, random crop 256, flip; '
-                        'test: short side shrunk to 280 if larger, no crop, so sizes vary (CFGA)',
-        train=lambda s: [_squash(s*280/256), v2.RandomRotation(10), v2.RandomCrop(s), v2.RandomHorizontalFlip()],
-        test=lambda s: [Shrink(round(s*280/256))]),
-    'fgic': dict(
-        size=448, about='train: squash to 512, random crop 448 with 8 black pixels around, flip; '
-                        'test: squash to 512, center crop 448 (FGIC)',
-        train=lambda s: [_squash(s*512/448), v2.RandomCrop(s, padding=round(s*8/448)), v2.RandomHorizontalFlip()],
-        test=lambda s: [_squash(s*512/448), v2.CenterCrop(s)]),
-}
+# %% ../../nbs/14_data.transforms.ipynb #de26e296
+TRANSFORMS['proxy_anchor'] = dict(
+    size=224,
+    about='train: random resized crop 224, flip; '
+          'test: short side 256, center crop 224 (PP)',
+    train=lambda s: [v2.RandomResizedCrop(s), v2.RandomHorizontalFlip()],
+    test=lambda s: [v2.Resize(round(s*256/224)), v2.CenterCrop(s)])
+
+# %% ../../nbs/14_data.transforms.ipynb #437ed452
+TRANSFORMS['cfga_pretrained'] = dict(
+    size=256,
+    about='test: short side shrunk to 256 if larger, no crop, so sizes vary; '
+          'no training (CFGA)',
+    train=None,
+    test=lambda s: [Shrink(s)])
+
+# %% ../../nbs/14_data.transforms.ipynb #fd91172d
+TRANSFORMS['moving_proxy'] = dict(
+    size=256,
+    about='train: random resized crop 256, flip; '
+          'test: short side 292, center crop 256 (history of PP)',
+    train=lambda s: [v2.RandomResizedCrop(s), v2.RandomHorizontalFlip()],
+    test=lambda s: [v2.Resize(round(s*292/256)), v2.CenterCrop(s)])
+
+TRANSFORMS['squash'] = dict(
+    size=224,
+    about='train and test: squash to 224, nothing random (test as in CGD)',
+    train=lambda s: [_squash(s)],
+    test=lambda s: [_squash(s)])
+
+# %% ../../nbs/14_data.transforms.ipynb #6b90e8da
+TRANSFORMS['cfga_dml'] = dict(
+    size=227,
+    about='train: short side 256, random resized crop 227 of 0.16 to 1 of the area, '
+          'flip; test: short side 256, center crop 227 (CFGA)',
+    train=lambda s: [v2.Resize(round(s*256/227)),
+                     v2.RandomResizedCrop(s, scale=(.16, 1)),
+                     v2.RandomHorizontalFlip()],
+    test=lambda s: [v2.Resize(round(s*256/227)), v2.CenterCrop(s)])
+
+# %% ../../nbs/14_data.transforms.ipynb #0e2e84b1
+TRANSFORMS['dgpcrl'] = dict(
+    size=256,
+    about='train: squash to 280, rotate by up to 10°, random crop 256, flip; '
+          'test: short side shrunk to 280 if larger, no crop, so sizes vary (CFGA)',
+    train=lambda s: [_squash(s*280/256), v2.RandomRotation(10), v2.RandomCrop(s),
+                     v2.RandomHorizontalFlip()],
+    test=lambda s: [Shrink(round(s*280/256))])
+
+# %% ../../nbs/14_data.transforms.ipynb #d9829be9
+TRANSFORMS['fgic'] = dict(
+    size=448,
+    about='train: squash to 512, random crop 448 with 8 black pixels around, flip; '
+          'test: squash to 512, center crop 448 (FGIC)',
+    train=lambda s: [_squash(s*512/448), v2.RandomCrop(s, padding=round(s*8/448)),
+                     v2.RandomHorizontalFlip()],
+    test=lambda s: [_squash(s*512/448), v2.CenterCrop(s)])
 
 # %% ../../nbs/14_data.transforms.ipynb #edfd1d90
+def _half(steps: Callable | None, size: int) -> v2.Compose | None:
+    return steps and v2.Compose([*steps(size), v2.PILToTensor()])
+
 def get_transforms(
     name: str,  # one of `TRANSFORMS`
-    size: int | None = None,  # side of the training crop in pixels, other lengths in proportion; default the program's
+    size: int | None = None,  # side of the training crop; default the program's
 ) -> tuple[v2.Compose | None, v2.Compose]:
-    "Return the training half (None if there is none) and the test half: PIL image to uint8 tensor (3,H,W)."
+    "Return the training half (None if there is none) and the test half."
     check_choice('tfms', name, tuple(TRANSFORMS))
     tfm = TRANSFORMS[name]
     size = tfm['size'] if size is None else size
     if not isinstance(size, int | np.integer) or not 1 <= size <= 8192:
-        raise ValueError(f'size: expected a number of pixels from 1 to 8192, found {size}')
-    return tuple(half and v2.Compose([*half(size), v2.PILToTensor()]) for half in (tfm['train'], tfm['test']))
+        wanted = 'a number of pixels from 1 to 8192'
+        raise ValueError(f'size: expected {wanted}, found {size}')
+    return _half(tfm['train'], size), _half(tfm['test'], size)
