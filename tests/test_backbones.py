@@ -513,7 +513,7 @@ def test_what_cannot_be_saved(tmp_path):
 
 # --- counts -----------------------------------------------------------------------------------------------------------
 
-class SeedModel(nn.Module):
+class CGDModel(nn.Module):
     "Parameters and layers of the CGD model 'SG' with 1536 dimensions, as CGD counts them."
     def __init__(self, backbone, n_classes):
         super().__init__()
@@ -538,7 +538,7 @@ PROGRAM_TABLE = {('resnet50', 98): (26_858_658, 10_644_007_424),
 
 @pytest.mark.parametrize('name, n_classes', PROGRAM_TABLE)
 def test_table_of_the_program(name, n_classes):
-    with torch.device('meta'): model = SeedModel(meta(name, last_strides=(1, 2)), n_classes)
+    with torch.device('meta'): model = CGDModel(meta(name, last_strides=(1, 2)), n_classes)
     assert (count_parameters(model), count_operations(model)) == PROGRAM_TABLE[name, n_classes]
 
 

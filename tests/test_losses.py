@@ -39,7 +39,7 @@ LOGITS = 3 * wave(8, 5, 1.1, .2)
 
 
 def triplet_oracle(x, y, margin):
-    "The seed's rule, pair by pair: no positive counts as distance 0, no negative leaves the margin."
+    "CGD's rule, pair by pair: no positive counts as distance 0, no negative leaves the margin."
     total = 0.
     for i in range(len(x)):
         d = [(x[i] - x[j]).norm().item() for j in range(len(x))]
