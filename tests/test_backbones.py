@@ -1,6 +1,8 @@
 "Backbones, poolings, RetrievalNet, weights, saved models and counts: golden values, properties and bad input."
 import json
 import pickle
+import subprocess
+import sys
 import threading
 from copy import deepcopy
 from functools import partial
@@ -17,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import ResNet50_Weights, get_model
+from torchvision.models import ResNet50_Weights, densenet121, get_model, googlenet, mobilenet_v3_small, resnet18
 
 from fgir.backbones import registry, saving
 from fgir.backbones.classic import BNInception, BVLCGoogLeNet, ResponseNorm
 from fgir.backbones.nets import POOLS, Pooled, RetrievalNet, count_operations, count_parameters, create_pool
-from fgir.backbones.registry import BACKBONES, create_backbone, load_weights, read_weights
+from fgir.backbones.registry import BACKBONES, as_backbone, create_backbone, load_weights, read_weights
 from fgir.backbones.saving import load_model, name_today, read_record, read_tensors, save_model
+from fgir.data.batches import IMAGENET_MEAN, IMAGENET_STD
 from fgir.data.files import shared_dir
 from fgir.papers.cgd import CGDNet
 
@@ -195,6 +198,36 @@ def test_timm_tag_is_asked_for_by_name(monkeypatch):
     create_backbone('test_vit')
     create_backbone('test_vit', pretrained=False)
     assert asked == [('test_vit.r160_in1k', True), ('test_vit', True), ('test_vit', False)]
+
+
+@pytest.mark.parametrize('make', [resnet18, partial(googlenet, init_weights=False), densenet121, mobilenet_v3_small,
+                                  partial(timm.create_model, 'test_vit')])
+def test_a_classifier_becomes_a_backbone(make):
+    classifier, x = make().eval(), torch.rand(1, 3, 160, 160)
+    net = as_backbone(classifier)
+    with torch.no_grad(): assert net(x).shape[1:] == (net.n_features, 160//net.stride, 160//net.stride)
+    own, theirs = list(net.parameters()), list(classifier.parameters())
+    assert classifier(x).shape == (1, 1000) and len(own) < len(theirs)
+    assert all(a is b for a, b in zip(own, theirs, strict=False))
+    assert as_backbone(net) is net
+
+
+def test_a_classifier_without_its_head():
+    headless = resnet18()
+    headless.fc = nn.Identity()
+    assert as_backbone(headless).n_features == 512
+    with pytest.raises(ValueError, match='Linear: no feature map known'): as_backbone(nn.Linear(3, 2))
+
+
+def test_imports_are_light():
+    code = 'import sys, fgir.backbones.nets, fgir.backbones.saving; print(*sys.modules)'
+    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    assert 'torch' in loaded and not {'timm', 'torchvision.models', 'fastai', 'sklearn'} & {*loaded}
+
+
+def test_the_normalization_is_that_of_batches():
+    net = meta('resnet18')
+    assert (net.mean, net.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -480,7 +513,7 @@ def test_what_cannot_be_saved(tmp_path):
 
 # --- counts -----------------------------------------------------------------------------------------------------------
 
-class SeedModel(nn.Module):
+class CGDModel(nn.Module):
     "Parameters and layers of the CGD model 'SG' with 1536 dimensions, as CGD counts them."
     def __init__(self, backbone, n_classes):
         super().__init__()
@@ -505,7 +538,7 @@ PROGRAM_TABLE = {('resnet50', 98): (26_858_658, 10_644_007_424),
 
 @pytest.mark.parametrize('name, n_classes', PROGRAM_TABLE)
 def test_table_of_the_program(name, n_classes):
-    with torch.device('meta'): model = SeedModel(meta(name, last_strides=(1, 2)), n_classes)
+    with torch.device('meta'): model = CGDModel(meta(name, last_strides=(1, 2)), n_classes)
     assert (count_parameters(model), count_operations(model)) == PROGRAM_TABLE[name, n_classes]
 
 

@@ -10,8 +10,14 @@ from fastai.torch_core import TensorBase, TensorCategory
 from hypothesis import given, settings, strategies as st
 from pytorch_metric_learning import losses as pml, miners
 
-from fgir.losses.classes import ArcFaceLoss, CosFaceLoss, DGPCRLoss, LabelSmoothingCE
-from fgir.losses.pairs import BatchHardTripletLoss, MultiSimilarityLoss, hardest_pairs
+from fgir.losses.classes import ArcFaceLoss, CosFaceLoss, DGPCRLoss, LabelSmoothingCE, _arc_margin
+from fgir.losses.pairs import (
+    BatchHardTripletLoss,
+    MultiSimilarityLoss,
+    hardest_pairs,
+    log1p_sum_exp,
+    multi_similarity_pairs,
+)
 from fgir.losses.proxies import (
     MovingProxyLoss,
     NormSoftmaxLoss,
@@ -33,7 +39,7 @@ LOGITS = 3 * wave(8, 5, 1.1, .2)
 
 
 def triplet_oracle(x, y, margin):
-    "The seed's rule, pair by pair: no positive counts as distance 0, no negative leaves the margin."
+    "CGD's rule, pair by pair: no positive counts as distance 0, no negative leaves the margin."
     total = 0.
     for i in range(len(x)):
         d = [(x[i] - x[j]).norm().item() for j in range(len(x))]
@@ -474,3 +480,41 @@ def test_multi_similarity_leaves_out_copies_and_the_row_itself():
 
 def test_predictions_of_a_classifier_and_of_proxies():
     assert LabelSmoothingCE().predict(LOGITS).tolist() == [row.index(max(row)) for row in LOGITS.tolist()]
+
+
+POINTS = torch.tensor([[.2, .3], [.9, .7], [.4, 1.1], [1.5, .2], [1.2, 1.2], [2.1, 1.0], [1.9, .4], [2.3, 1.5]])
+
+
+@pytest.mark.parametrize("labels, pos, neg", [
+    ([0, 0, 0, 0, 1, 1, 1, 1], [3, 0, 3, 2, 7, 4, 7, 6], [4, 4, 4, 6, 1, 3, 3, 3]),
+    ([905, -3, 905, 40], [2, 1, 0, 3], [1, 2, 1, 1]),
+    ([0, 0, 0, 0], [3, 0, 3, 2], [3, 0, 3, 2]),
+])
+def test_hardest_pairs(labels, pos, neg):
+    found = hardest_pairs(POINTS[:len(labels)], torch.tensor(labels))
+    assert [rows.tolist() for rows in found] == [pos, neg]
+
+
+def test_mined_pairs():
+    s = torch.eye(6)
+    s[0, 1:] = torch.tensor([.4, .9, .6, .35, .1])
+    pos, neg = multi_similarity_pairs(s, torch.tensor([0, 0, 0, 1, 1, 2]))
+    assert pos[0].nonzero().flatten().tolist() == [1] and neg[0].nonzero().flatten().tolist() == [3, 4]
+
+
+def test_log1p_sum_exp_of_large_numbers():
+    a, keep = torch.tensor([[.5, 1000.], [2., 3.]]), torch.tensor([[True, True], [True, False]])
+    torch.testing.assert_close(log1p_sum_exp(a, keep, 1), torch.tensor([1000, math.log(1 + math.exp(2))]))
+
+
+def test_arc_margin_falls_from_0_to_180_degrees():
+    theta = torch.linspace(0, math.pi, 181, dtype=torch.float64)
+    arc = _arc_margin(theta.cos(), .5)
+    assert (arc.diff() < 0).all()
+    torch.testing.assert_close(arc[:150], (theta[:150] + .5).cos(), rtol=0, atol=1e-12)
+
+
+def test_smoothed_loss_is_lowest_where_the_softmax_is_the_target():
+    loss, lead = LabelSmoothingCE(.1, .5), torch.linspace(-2, 6, 801)
+    values = torch.stack([loss(F.pad(n[None, None], (0, 4)), torch.tensor([0])) for n in lead])
+    assert lead[values.argmin()].item() == pytest.approx(.5 * math.log(.92 / .02), abs=.01)

@@ -13,16 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# %% ../../nbs/21_backbones.classic.ipynb #6b44b4bc
-# widths: 1x1 | 3x3 reduction, 3x3 | 5x5 reduction, 5x5 | projection after the pooling
-_BVLC_GOOGLENET = {
-    'inception3a': (64, 96, 128, 16, 32, 32), 'inception3b': (128, 128, 192, 32, 96, 64),
-    'inception4a': (192, 96, 208, 16, 48, 64), 'inception4b': (160, 112, 224, 24, 64, 64),
-    'inception4c': (128, 128, 256, 24, 64, 64), 'inception4d': (112, 144, 288, 32, 64, 64),
-    'inception4e': (256, 160, 320, 32, 128, 128), 'inception5a': (256, 160, 320, 32, 128, 128),
-    'inception5b': (384, 192, 384, 48, 128, 128)}
-
-# %% ../../nbs/21_backbones.classic.ipynb #42927ae5
+# %% ../../nbs/21_backbones.classic.ipynb #1eeea6bc
 class _ConvReLU(nn.Conv2d):
     "Convolution with bias that keeps the size (at stride 1), followed by ReLU."
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1):
@@ -30,41 +21,64 @@ class _ConvReLU(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor: return F.relu(super().forward(x))
 
+# %% ../../nbs/21_backbones.classic.ipynb #ac0ad30a
+# 1x1 | 3x3 reduction, 3x3 | 5x5 reduction, 5x5 | projection after the pooling
+_BVLC_GOOGLENET = {
+    'inception3a': (64, 96, 128, 16, 32, 32),
+    'inception3b': (128, 128, 192, 32, 96, 64),
+    'inception4a': (192, 96, 208, 16, 48, 64),
+    'inception4b': (160, 112, 224, 24, 64, 64),
+    'inception4c': (128, 128, 256, 24, 64, 64),
+    'inception4d': (112, 144, 288, 32, 64, 64),
+    'inception4e': (256, 160, 320, 32, 128, 128),
+    'inception5a': (256, 160, 320, 32, 128, 128),
+    'inception5b': (384, 192, 384, 48, 128, 128)}
+
+# %% ../../nbs/21_backbones.classic.ipynb #ba98afc9
 class _InceptionV1(nn.Module):
-    "Four branches side by side, concatenated; `widths` is a row of `_BVLC_GOOGLENET`."
+    "Four branches side by side, concatenated; `widths` is a row of the table."
     def __init__(self, c_in: int, widths: tuple[int, ...]):
         super().__init__()
         one, reduce3, three, reduce5, five, project = widths
         self.branch1 = _ConvReLU(c_in, one, 1)
-        self.branch2 = nn.Sequential(_ConvReLU(c_in, reduce3, 1), _ConvReLU(reduce3, three, 3))
-        self.branch3 = nn.Sequential(_ConvReLU(c_in, reduce5, 1), _ConvReLU(reduce5, five, 5))
-        self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), _ConvReLU(c_in, project, 1))
+        self.branch2 = nn.Sequential(
+            _ConvReLU(c_in, reduce3, 1), _ConvReLU(reduce3, three, 3))
+        self.branch3 = nn.Sequential(
+            _ConvReLU(c_in, reduce5, 1), _ConvReLU(reduce5, five, 5))
+        self.branch4 = nn.Sequential(
+            nn.MaxPool2d(3, stride=1, padding=1), _ConvReLU(c_in, project, 1))
 
-    def forward(self, x: Tensor) -> Tensor: return torch.cat([branch(x) for branch in self.children()], 1)
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.children()], 1)
 
-# %% ../../nbs/21_backbones.classic.ipynb #7601095d
+# %% ../../nbs/21_backbones.classic.ipynb #60eece56
 class ResponseNorm(nn.Module):
-    "Local response normalization over 5 channels: `nn.LocalResponseNorm(5, 1e-4, .75, 1.)` as a banded convolution."
+    "`nn.LocalResponseNorm(5, 1e-4, .75, 1.)` as a convolution."
     def __init__(self, channels: int):
         super().__init__()
         i = torch.arange(channels)
         band = ((i[:, None] - i).abs() <= 2).float()
         self.register_buffer('band', band[:, :, None, None], persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor: return x*(1 + F.conv2d((x*(1e-4/5)**.5).square(), self.band)).pow(-.75)
+    def forward(self, x: Tensor) -> Tensor:
+        energy = F.conv2d((x*(1e-4/5)**.5).square(), self.band)
+        return x*(1 + energy).pow(-.75)
 
-# %% ../../nbs/21_backbones.classic.ipynb #319a8663
+# %% ../../nbs/21_backbones.classic.ipynb #f2445cc9
+def _halve() -> nn.Module: return nn.MaxPool2d(3, stride=2, ceil_mode=True)
+
 class BVLCGoogLeNet(nn.Module):
-    "GoogLeNet as BVLC trained it with Caffe; `features` gives the last map, calling it gives class scores."
+    "GoogLeNet as BVLC trained it; `features` gives the last map, a call class scores."
     def __init__(self, n_classes: int = 1000):
         super().__init__()
-        def pool(): return nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.conv1, self.pool1, self.norm1 = _ConvReLU(3, 64, 7, stride=2), pool(), ResponseNorm(64)
+        self.conv1, self.pool1 = _ConvReLU(3, 64, 7, stride=2), _halve()
+        self.norm1 = ResponseNorm(64)
         self.conv2, self.conv3 = _ConvReLU(64, 64, 1), _ConvReLU(64, 192, 3)
-        self.norm2, self.pool2 = ResponseNorm(192), pool()
+        self.norm2, self.pool2 = ResponseNorm(192), _halve()
         width = 192
         for name, widths in _BVLC_GOOGLENET.items():
-            if name in ('inception4a', 'inception5a'): self.add_module(f'pool{int(name[-2]) - 1}', pool())
+            if name == 'inception4a': self.pool3 = _halve()
+            if name == 'inception5a': self.pool4 = _halve()
             self.add_module(name, _InceptionV1(width, widths))
             width = sum(widths[i] for i in (0, 2, 4, 5))
         self.fc = nn.Linear(width, n_classes)
@@ -73,47 +87,56 @@ class BVLCGoogLeNet(nn.Module):
         for name, layer in self.named_children(): x = x if name == 'fc' else layer(x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor: return self.fc(self.features(x).mean((-2, -1)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).mean((-2, -1)))
 
-# %% ../../nbs/21_backbones.classic.ipynb #7d2d6547
-# (1x1, (3x3 reduction, 3x3), (double reduction, first 3x3, second 3x3), kind of pooling, projection)
+# %% ../../nbs/21_backbones.classic.ipynb #5d8f1dce
+# 1x1, (3x3 reduction, 3x3), (double reduction, 3x3, 3x3), kind of pooling, projection
 _BN_INCEPTION = {
-    '3a': (64, (64, 64), (64, 96, 96), 'avg', 32), '3b': (64, (64, 96), (64, 96, 96), 'avg', 64),
+    '3a': (64, (64, 64), (64, 96, 96), 'avg', 32),
+    '3b': (64, (64, 96), (64, 96, 96), 'avg', 64),
     '3c': (0, (128, 160), (64, 96, 96), 'max', 0),
-    '4a': (224, (64, 96), (96, 128, 128), 'avg', 128), '4b': (192, (96, 128), (96, 128, 128), 'avg', 128),
-    '4c': (160, (128, 160), (128, 160, 160), 'avg', 128), '4d': (96, (128, 192), (160, 192, 192), 'avg', 128),
+    '4a': (224, (64, 96), (96, 128, 128), 'avg', 128),
+    '4b': (192, (96, 128), (96, 128, 128), 'avg', 128),
+    '4c': (160, (128, 160), (128, 160, 160), 'avg', 128),
+    '4d': (96, (128, 192), (160, 192, 192), 'avg', 128),
     '4e': (0, (128, 192), (192, 256, 256), 'max', 0),
-    '5a': (352, (192, 320), (160, 224, 224), 'avg', 128), '5b': (352, (192, 320), (192, 224, 224), 'max', 128)}
+    '5a': (352, (192, 320), (160, 224, 224), 'avg', 128),
+    '5b': (352, (192, 320), (192, 224, 224), 'max', 128)}
 
-# %% ../../nbs/21_backbones.classic.ipynb #688ebad1
+# %% ../../nbs/21_backbones.classic.ipynb #1cb3a83c
 class BNInception(nn.Module):
-    "BN-Inception with the names of its Caffe-converted weights; `features` gives the last map, a call class scores."
+    "BN-Inception with the names of its Caffe weights; `features` gives the last map."
     def __init__(self, n_classes: int = 1000):
         super().__init__()
         self._add('conv1_7x7_s2', 3, 64, 7, stride=2)
         self._add('conv2_3x3_reduce', 64, 64, 1)
         self._add('conv2_3x3', 64, 192, 3)
         width = 192
-        for key, row in _BN_INCEPTION.items(): width = self._add_inception(f'inception_{key}_', width, row)
+        for key, row in _BN_INCEPTION.items():
+            width = self._add_inception(f'inception_{key}_', width, row)
         self.last_linear = nn.Linear(width, n_classes)
 
     def _add(self, name: str, c_in: int, c_out: int, kernel: int, stride: int = 1):
         self.add_module(name, nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel//2))
         self.add_module(f'{name}_bn', nn.BatchNorm2d(c_out))
 
-    def _add_inception(self, name: str, width: int, row: tuple) -> int:
-        one, (reduce, three), (double_reduce, double1, double2), _, project = row
-        stride = 1 if one else 2
-        if one: self._add(f'{name}1x1', width, one, 1)
-        self._add(f'{name}3x3_reduce', width, reduce, 1)
-        self._add(f'{name}3x3', reduce, three, 3, stride)
-        self._add(f'{name}double_3x3_reduce', width, double_reduce, 1)
-        self._add(f'{name}double_3x3_1', double_reduce, double1, 3)
-        self._add(f'{name}double_3x3_2', double1, double2, 3, stride)
-        if project: self._add(f'{name}pool_proj', width, project, 1)
-        return one + three + double2 + (project or width)
+# %% ../../nbs/21_backbones.classic.ipynb #d1c51c92
+@patch
+def _add_inception(self: BNInception, name: str, width: int, row: tuple) -> int:
+    "Add the layers of a module, and return the width of its output."
+    one, (reduce, three), (double_reduce, double1, double2), _, project = row
+    stride = 1 if one else 2
+    if one: self._add(f'{name}1x1', width, one, 1)
+    self._add(f'{name}3x3_reduce', width, reduce, 1)
+    self._add(f'{name}3x3', reduce, three, 3, stride)
+    self._add(f'{name}double_3x3_reduce', width, double_reduce, 1)
+    self._add(f'{name}double_3x3_1', double_reduce, double1, 3)
+    self._add(f'{name}double_3x3_2', double1, double2, 3, stride)
+    if project: self._add(f'{name}pool_proj', width, project, 1)
+    return one + three + double2 + (project or width)
 
-# %% ../../nbs/21_backbones.classic.ipynb #7d1dfe97
+# %% ../../nbs/21_backbones.classic.ipynb #63972e4c
 def _pool3x3(x: Tensor, kind: str, stride: int) -> Tensor:
     if kind == 'avg': return F.avg_pool2d(x, 3, stride, padding=1)
     return F.max_pool2d(x, 3, stride, padding=int(stride == 1), ceil_mode=stride == 2)
@@ -123,16 +146,20 @@ def _run(self: BNInception, x: Tensor, *names: str) -> Tensor:
     for name in names: x = F.relu(getattr(self, f'{name}_bn')(getattr(self, name)(x)))
     return x
 
+# %% ../../nbs/21_backbones.classic.ipynb #c7fe0f4d
 @patch
 def _run_inception(self: BNInception, x: Tensor, key: str) -> Tensor:
     one, _, _, kind, project = _BN_INCEPTION[key]
-    branches = [['3x3_reduce', '3x3'], ['double_3x3_reduce', 'double_3x3_1', 'double_3x3_2']]
-    if one: branches = [['1x1'], *branches]
-    outputs = [self._run(x, *[f'inception_{key}_{n}' for n in names]) for names in branches]
+    at = f'inception_{key}_'
+    outputs = [self._run(x, f'{at}1x1')] if one else []
+    outputs.append(self._run(x, f'{at}3x3_reduce', f'{at}3x3'))
+    double = f'{at}double_3x3_'
+    outputs.append(self._run(x, f'{double}reduce', f'{double}1', f'{double}2'))
     pooled = _pool3x3(x, kind, 1 if one else 2)
-    return torch.cat([*outputs, self._run(pooled, f'inception_{key}_pool_proj') if project else pooled], 1)
+    outputs.append(self._run(pooled, f'{at}pool_proj') if project else pooled)
+    return torch.cat(outputs, 1)
 
-# %% ../../nbs/21_backbones.classic.ipynb #5f098a10
+# %% ../../nbs/21_backbones.classic.ipynb #c038a446
 @patch
 def features(self: BNInception, x: Tensor) -> Tensor:
     x = _pool3x3(self._run(x.flip(1), 'conv1_7x7_s2'), 'max', 2)
@@ -141,4 +168,5 @@ def features(self: BNInception, x: Tensor) -> Tensor:
     return x
 
 @patch
-def forward(self: BNInception, x: Tensor) -> Tensor: return self.last_linear(self.features(x).mean((-2, -1)))
+def forward(self: BNInception, x: Tensor) -> Tensor:
+    return self.last_linear(self.features(x).mean((-2, -1)))

@@ -18,150 +18,148 @@ from torch import Tensor, nn
 from .pairs import as_rows, check_above_0, without_autocast
 from .proxies import ProxyLoss
 
-# %% ../../nbs/32_losses.classes.ipynb #98aa4273
+# %% ../../nbs/32_losses.classes.ipynb #f9952209
 def _share_of_all(smoothing: float, n_classes: int, spread: str) -> float:
     "What `smoothing` amounts to when it is spread over all classes."
-    if spread == "all" or smoothing == 0: return smoothing
-    if smoothing * n_classes > n_classes - 1:
-        raise ValueError(f"smoothing={smoothing} over the others puts the true one of {n_classes} classes last")
-    return smoothing * n_classes / (n_classes - 1)
+    if spread == 'all' or smoothing == 0: return smoothing
+    if smoothing*n_classes > n_classes - 1:
+        raise ValueError(f'smoothing={smoothing} over the others puts the true one '
+                         f'of {n_classes} classes last')
+    return smoothing*n_classes/(n_classes - 1)
 
-# %% ../../nbs/32_losses.classes.ipynb #d9ae3c7e
+# %% ../../nbs/32_losses.classes.ipynb #21f4dc19
 class LabelSmoothingCE(nn.Module):
-    "Cross-entropy of logits over a temperature against smoothed targets (CGD and FGIC)."
+    "Cross-entropy of logits over a temperature against smoothed targets (CGD, FGIC)."
     def __init__(
         self,
-        smoothing: float = .1,  # share of the target taken from the true class, 0 to below 1
-        temperature: float = .5,  # divides the logits, above 0; below 1 it sharpens the softmax
-        spread: str = "all",  # who gets that share: "all" classes, the true one too, or only the "others"
+        smoothing: float = .1,  # share of the target that is spread, 0 to below 1
+        temperature: float = .5,  # divides the logits, above 0; below 1 it sharpens
+        spread: str = 'all',  # over 'all' classes, the true one too, or the 'others'
     ):
         super().__init__()
-        if not 0 <= smoothing < 1: raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
-        if not temperature > 0: raise ValueError(f"temperature must be above 0, got {temperature}")
-        if spread not in ("all", "others"): raise ValueError(f"spread must be 'all' or 'others', got {spread!r}")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f'smoothing must be in [0, 1), got {smoothing}')
+        check_above_0(temperature=temperature)
+        if spread not in ('all', 'others'):
+            raise ValueError(f"spread must be 'all' or 'others', got {spread!r}")
         self.smoothing, self.temperature, self.spread = smoothing, temperature, spread
-
-    @without_autocast
-    def forward(
-        self,
-        logits: Tensor,  # (B, C)
-        labels: Tensor,  # (B,) class numbers, 0 to C-1
-    ) -> Tensor:  # scalar, at least 0
-        z, y = as_rows(logits, labels, "logits")
-        n = z.shape[1]
-        if y.min() < 0 or y.max() >= n:
-            raise ValueError(f"{n} logits a row need labels 0 to {n - 1}, got {y.min()} to {y.max()}")
-        share = _share_of_all(self.smoothing, n, self.spread)
-        return F.cross_entropy(z / self.temperature, y, label_smoothing=share)
 
     def predict(self, logits: Tensor) -> Tensor:
         "The likeliest class of each row, (B,)."
         return logits.argmax(1)
 
     def extra_repr(self) -> str:
-        return f"smoothing={self.smoothing}, temperature={self.temperature}, spread={self.spread!r}"
+        names = 'smoothing', 'temperature', 'spread'
+        return ', '.join(f'{name}={getattr(self, name)!r}' for name in names)
 
-# %% ../../nbs/32_losses.classes.ipynb #0c382d6e
-def _cos_margin(s: Tensor, margin: float) -> Tensor: return s - margin
+# %% ../../nbs/32_losses.classes.ipynb #18d1e578
+@patch
+@without_autocast
+def forward(
+    self: LabelSmoothingCE,
+    logits: Tensor,  # (B, C)
+    labels: Tensor,  # (B,) class numbers, 0 to C-1
+) -> Tensor:  # scalar, at least 0
+    z, y = as_rows(logits, labels, 'logits')
+    n = z.shape[1]
+    if y.min() < 0 or y.max() >= n:
+        raise ValueError(f'{n} logits a row need labels 0 to {n - 1}, '
+                         f'got {y.min()} to {y.max()}')
+    share = _share_of_all(self.smoothing, n, self.spread)
+    return F.cross_entropy(z/self.temperature, y, label_smoothing=share)
 
+# %% ../../nbs/32_losses.classes.ipynb #dc3f044f
 def _arc_margin(s: Tensor, margin: float) -> Tensor:
-    "cos(angle + margin) of cosines, continued by a straight line where the sum would pass 180 degrees."
-    square = 1 - s * s
+    "cos(angle + margin) of cosines, a straight line where the sum passes 180 degrees."
+    square = 1 - s*s
     inside = square > 0
-    sine = torch.where(inside, square, 1).sqrt() * inside
-    turned = s * math.cos(margin) - sine * math.sin(margin)
-    return torch.where(s > math.cos(math.pi - margin), turned, s - margin * math.sin(math.pi - margin))
+    sine = torch.where(inside, square, 1).sqrt()*inside
+    turned = s*math.cos(margin) - sine*math.sin(margin)
+    line = s - margin*math.sin(math.pi - margin)
+    return torch.where(s > math.cos(math.pi - margin), turned, line)
 
-# %% ../../nbs/32_losses.classes.ipynb #6067af95
+# %% ../../nbs/32_losses.classes.ipynb #9962b923
 class _MarginLoss(ProxyLoss):
     "Cross-entropy after the own cosine went through `_handicap`."
-    shown = ("scale", "margin")
+    shown = ('scale', 'margin')
     def __init__(self, n_classes, dim, scale, margin, init):
         super().__init__(n_classes, dim, init)
         check_above_0(scale=scale)
         self.scale, self.margin = scale, margin
 
-    @without_autocast
-    def forward(
-        self,
-        embeddings: Tensor,  # (B, dim) of unit length
-        labels: Tensor,  # (B,) class numbers
-    ) -> Tensor:  # scalar, above 0
-        x, y = self._check(embeddings, labels)
-        s, at = self.cosines(x), y[:, None]
-        return F.cross_entropy(self.scale * s.scatter(1, at, self._handicap(s.gather(1, at))), y)
+    def _formula(self, x: Tensor, y: Tensor) -> Tensor:
+        s, own = self.cosines(x), y[:, None]
+        s = s.scatter(1, own, self._handicap(s.gather(1, own)))
+        return F.cross_entropy(self.scale*s, y)
 
-# %% ../../nbs/32_losses.classes.ipynb #f1ae42d3
+# %% ../../nbs/32_losses.classes.ipynb #2c390b54
 class CosFaceLoss(_MarginLoss):
-    "Normalized softmax with a margin off the own cosine (CFGA training, Wang et al. 2018); embeddings not normalized again."
+    "Normalized softmax with a margin off the own cosine (CFGA training)."
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
         dim: int,  # numbers in an embedding
         scale: float = 50,  # multiplies the logits, above 0
         margin: float = .5,  # taken off the own cosine, at least 0
-        init: str = "xavier",  # see `init_proxies`
+        init: str = 'xavier',  # see `init_proxies`
     ):
         super().__init__(n_classes, dim, scale, margin, init)
-        if not margin >= 0: raise ValueError(f"margin must be at least 0, got {margin}")
+        if not margin >= 0: raise ValueError(f'margin must be at least 0, got {margin}')
 
-    def _handicap(self, s: Tensor) -> Tensor: return _cos_margin(s, self.margin)
+    def _handicap(self, s: Tensor) -> Tensor: return s - self.margin
 
-# %% ../../nbs/32_losses.classes.ipynb #3c525700
+# %% ../../nbs/32_losses.classes.ipynb #4023bf0f
 class ArcFaceLoss(_MarginLoss):
-    "Normalized softmax with a margin on the own angle (CFGA training, Deng et al. 2019); embeddings not normalized again."
+    "Normalized softmax with a margin on the own angle (CFGA training)."
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
         dim: int,  # numbers in an embedding
         scale: float = 50,  # multiplies the logits, above 0
         margin: float = .5,  # added to the own angle, in radians, 0 to below pi
-        init: str = "xavier",  # see `init_proxies`
+        init: str = 'xavier',  # see `init_proxies`
     ):
         super().__init__(n_classes, dim, scale, margin, init)
         if not 0 <= margin < math.pi:
-            raise ValueError(f"margin is in radians, 0 to below pi (0.5 is 28.6 degrees), got {margin}")
+            raise ValueError('margin is in radians, 0 to below pi '
+                             f'(0.5 is 28.6 degrees), got {margin}')
 
     def _handicap(self, s: Tensor) -> Tensor: return _arc_margin(s, self.margin)
 
-# %% ../../nbs/32_losses.classes.ipynb #c7f02680
+# %% ../../nbs/32_losses.classes.ipynb #5aa6fe44
 class DGPCRLoss(ProxyLoss):
-    "Cross-entropy that turns around where a row is sure, with decorrelated centers (CFGA training; DGPCRL in the tables of CFGA)."
-    shown = ("scale", "flip", "decorrelation")
+    "Cross-entropy that turns around where a row is sure (DGPCRL in CFGA's tables)."
+    shown = ('scale', 'flip', 'decorrelation')
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
-        dim: int = 4096,  # numbers in an embedding
+        dim: int = 4096,  # numbers in an embedding: average and max pooling
         scale: float = 100,  # multiplies the embeddings, above 0
-        flip: float = .7,  # own probability from which a row is pushed back; above 1 none is
+        flip: float = .7,  # own probability to push back from; above 1 no row is
         decorrelation: float = .1,  # weight of the centers' term, at least 0
-        init: str = "linear",  # see `init_proxies`; centers are not normalized
+        init: str = 'linear',  # see `init_proxies`; centers are not normalized
     ):
         super().__init__(n_classes, dim, init)
         check_above_0(scale=scale, flip=flip)
-        if not decorrelation >= 0: raise ValueError(f"decorrelation must be at least 0, got {decorrelation}")
+        if not decorrelation >= 0:
+            raise ValueError(f'decorrelation must be at least 0, got {decorrelation}')
         self.scale, self.flip, self.decorrelation = scale, flip, decorrelation
 
     @without_autocast
     def logits(self, embeddings: Tensor) -> Tensor:
         "(B, n_classes) products of the scaled embeddings with the centers."
         x = self._rows(embeddings)
-        return self.scale * x @ self.proxies.to(x.dtype).T
+        return self.scale*x @ self.proxies.to(x.dtype).T
 
     @torch.no_grad()
-    def predict(self, embeddings: Tensor) -> Tensor: return self.logits(embeddings).argmax(1)
+    def predict(self, embeddings: Tensor) -> Tensor:
+        return self.logits(embeddings).argmax(1)
 
-# %% ../../nbs/32_losses.classes.ipynb #433d074a
+# %% ../../nbs/32_losses.classes.ipynb #e56823d7
 @patch
-@without_autocast
-def forward(
-    self: DGPCRLoss,
-    embeddings: Tensor,  # (B, dim) of unit length, not normalized again
-    labels: Tensor,  # (B,) class numbers
-) -> Tensor:  # scalar, may be negative
-    x, y = self._check(embeddings, labels)
+def _formula(self: DGPCRLoss, x: Tensor, y: Tensor) -> Tensor:
     logp = self.logits(x).log_softmax(1).gather(1, y[:, None])[:, 0]
     sign = torch.where(logp.detach().exp() < self.flip, -1., 1.)
     w = self.proxies.to(x.dtype)
     off = w @ w.T - torch.eye(self.n_classes, dtype=w.dtype, device=w.device)
-    return (sign * logp).mean() + self.decorrelation * off.square().mean()
+    return (sign*logp).mean() + self.decorrelation*off.square().mean()

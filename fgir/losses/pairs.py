@@ -15,53 +15,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../../nbs/30_losses.pairs.ipynb #1c8a81de
+# %% ../../nbs/30_losses.pairs.ipynb #28e32b5e
 def as_rows(x: Tensor, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    "Plain tensors, `x` in float32 or float64 and `labels` as int64, or one clear error."
+    "Plain tensors, `x` in float32 or float64, `labels` as int64, or one clear error."
     x, labels = x.as_subclass(Tensor), labels.as_subclass(Tensor)
-    if x.ndim != 2 or 0 in x.shape: raise ValueError(f"{name} must be a filled (B, D) matrix, got {tuple(x.shape)}")
+    found = tuple(x.shape)
+    if x.ndim != 2 or 0 in found:
+        raise ValueError(f'{name} must be a filled (B, D) matrix, got {found}')
     if labels.shape != x.shape[:1]:
-        raise ValueError(f"{name} of shape {tuple(x.shape)} need {len(x)} labels, got shape {tuple(labels.shape)}")
+        raise ValueError(f'{name} of shape {found} need {len(x)} labels, '
+                         f'got shape {tuple(labels.shape)}')
     if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"labels must be integer class ids, got {labels.dtype}")
+        raise ValueError(f'labels must be integer class ids, got {labels.dtype}')
     return (x if x.dtype == torch.float64 else x.float()), labels.long()
 
-# %% ../../nbs/30_losses.pairs.ipynb #3409fffe
+# %% ../../nbs/30_losses.pairs.ipynb #4d14700b
 def without_autocast(method):
     "Run a method on tensors outside of autocast, so that float32 stays float32."
     @wraps(method)
     def wrapped(self, *args, **kwargs):
         first = next(iter((*args, *kwargs.values())))
-        with torch.autocast(first.device.type, enabled=False): return method(self, *args, **kwargs)
+        with torch.autocast(first.device.type, enabled=False):
+            return method(self, *args, **kwargs)
     return wrapped
 
+# %% ../../nbs/30_losses.pairs.ipynb #0c41ad6f
 def check_above_0(**numbers: float):
-    "Say which of the named numbers is not above 0."
+    "ValueError that names a number which is not above 0."
     for name, n in numbers.items():
-        if not n > 0: raise ValueError(f"{name} must be above 0, got {n}")
+        if not n > 0: raise ValueError(f'{name} must be above 0, got {n}')
 
-# %% ../../nbs/30_losses.pairs.ipynb #0f977e46
+# %% ../../nbs/30_losses.pairs.ipynb #f0936f10
 @torch.no_grad()
 def hardest_pairs(
     x: Tensor,  # (B, D) embeddings
     labels: Tensor,  # (B,) class ids, any integers
-) -> tuple[Tensor, Tensor]:  # (B,) row of the farthest positive, (B,) row of the nearest negative
-    "Find for every row its farthest row of the same class and its nearest row of another class."
-    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+) -> tuple[Tensor, Tensor]:  # (B,) farthest positives, (B,) nearest negatives
+    "Find for every row its farthest row of the same class and its nearest of another."
+    d = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
     same = labels[:, None] == labels[None]
     pos = d.masked_fill(~same, -1).argmax(1)
-    neg = d.masked_fill(same, float("inf")).argmin(1)
+    neg = d.masked_fill(same, float('inf')).argmin(1)
     return pos, torch.where(same.all(1), pos, neg)
 
-# %% ../../nbs/30_losses.pairs.ipynb #a8612c97
+# %% ../../nbs/30_losses.pairs.ipynb #d80449ce
+def _batch_hard(x: Tensor, y: Tensor, margin: float) -> Tensor:
+    pos, neg = hardest_pairs(x, y)
+    to_pos = torch.linalg.vector_norm(x - x[pos], dim=1)
+    to_neg = torch.linalg.vector_norm(x - x[neg], dim=1)
+    return F.relu(to_pos - to_neg + margin).mean()
+
+# %% ../../nbs/30_losses.pairs.ipynb #330541e2
 class BatchHardTripletLoss(nn.Module):
-    "Push each row's nearest negative `margin` farther away than its farthest positive (CGD, Hermans et al. 2017)."
+    "Push each row's nearest negative farther away than its farthest positive (CGD)."
     def __init__(
         self,
-        margin: float = .1,  # by how much the negative must be farther, in the units of the embedding, at least 0
+        margin: float = .1,  # how much farther, in units of the embedding, at least 0
     ):
         super().__init__()
-        if not margin >= 0: raise ValueError(f"margin must be at least 0, got {margin}")
+        if not margin >= 0: raise ValueError(f'margin must be at least 0, got {margin}')
         self.margin = margin
 
     @without_autocast
@@ -70,21 +82,18 @@ class BatchHardTripletLoss(nn.Module):
         embeddings: Tensor,  # (B, D), of unit length where the model normalizes
         labels: Tensor,  # (B,) class ids, any integers
     ) -> Tensor:  # scalar, at least 0
-        x, y = as_rows(embeddings, labels, "embeddings")
-        pos, neg = hardest_pairs(x, y)
-        gap = torch.linalg.vector_norm(x - x[pos], dim=1) - torch.linalg.vector_norm(x - x[neg], dim=1)
-        return F.relu(gap + self.margin).mean()
+        return _batch_hard(*as_rows(embeddings, labels, 'embeddings'), self.margin)
 
-    def extra_repr(self) -> str: return f"margin={self.margin}"
+    def extra_repr(self) -> str: return f'margin={self.margin}'
 
-# %% ../../nbs/30_losses.pairs.ipynb #72ec4947
+# %% ../../nbs/30_losses.pairs.ipynb #2df0f114
 @torch.no_grad()
 def multi_similarity_pairs(
     s: Tensor,  # (B, B) similarities of the rows
     labels: Tensor,  # (B,) class ids, any integers
-    eps: float = .1,  # how far on the right side of the hardest opponent a pair is still kept
-) -> tuple[Tensor, Tensor]:  # (B, B) kept positives, (B, B) kept negatives; True in row i, column j
-    "Keep the pairs that are hard next to the hardest pair of the other kind (Wang et al. 2019)."
+    eps: float = .1,  # how far on the right side of the hardest a pair is still kept
+) -> tuple[Tensor, Tensor]:  # (B, B) kept positives, (B, B) kept negatives
+    "Keep the pairs that are hard next to the hardest pair of the other kind."
     same = labels[:, None] == labels[None]
     pos = (same & (s < 1 - 1e-5)).fill_diagonal_(False)
     hardest_neg = s.masked_fill(same, -torch.inf).amax(1, keepdim=True)
@@ -99,9 +108,19 @@ def log1p_sum_exp(a: Tensor, keep: Tensor, dim: int) -> Tensor:
     a = a.masked_fill(~keep, -torch.inf)
     return torch.cat([a, torch.zeros_like(a.narrow(dim, 0, 1))], dim).logsumexp(dim)
 
-# %% ../../nbs/30_losses.pairs.ipynb #88da689d
+# %% ../../nbs/30_losses.pairs.ipynb #43005d13
+def _multi_similarity(
+    x: Tensor, y: Tensor, alpha: float, beta: float, base: float, eps: float,
+) -> Tensor:
+    s = x @ x.T
+    pos, neg = multi_similarity_pairs(s, y, eps)
+    pull = log1p_sum_exp(-alpha*(s - base), pos, 1)/alpha
+    push = log1p_sum_exp(beta*(s - base), neg, 1)/beta
+    return (pull + push).mean()
+
+# %% ../../nbs/30_losses.pairs.ipynb #570c7dd7
 class MultiSimilarityLoss(nn.Module):
-    "Pull and push the mined pairs of a batch, the harder the more (CFGA training, Wang et al. 2019)."
+    "Pull and push the mined pairs of a batch, the harder the more (CFGA training)."
     def __init__(
         self,
         alpha: float = 2,  # sharpness of the pull on positives, above 0
@@ -113,16 +132,17 @@ class MultiSimilarityLoss(nn.Module):
         check_above_0(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.base, self.eps = alpha, beta, base, eps
 
+    def _settings(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ('alpha', 'beta', 'base', 'eps')}
+
     @without_autocast
     def forward(
         self,
         embeddings: Tensor,  # (B, D) of unit length, not normalized again
         labels: Tensor,  # (B,) class ids, any integers
     ) -> Tensor:  # scalar, at least 0
-        x, y = as_rows(embeddings, labels, "embeddings")
-        s = x @ x.T
-        pos, neg = multi_similarity_pairs(s, y, self.eps)
-        pull = log1p_sum_exp(-self.alpha * (s - self.base), pos, 1) / self.alpha
-        return (pull + log1p_sum_exp(self.beta * (s - self.base), neg, 1) / self.beta).mean()
+        x, y = as_rows(embeddings, labels, 'embeddings')
+        return _multi_similarity(x, y, **self._settings())
 
-    def extra_repr(self) -> str: return f"alpha={self.alpha}, beta={self.beta}, base={self.base}, eps={self.eps}"
+    def extra_repr(self) -> str:
+        return ', '.join(f'{k}={v}' for k, v in self._settings().items())

@@ -18,264 +18,270 @@ from torch import Tensor, nn
 
 from .pairs import as_rows, check_above_0, log1p_sum_exp, without_autocast
 
-# %% ../../nbs/31_losses.proxies.ipynb #803cbab8
-PROXY_INITS = {
-    "unit": lambda p: p.copy_(F.normalize(p.normal_())),
-    "kaiming": lambda p: nn.init.kaiming_normal_(p, mode="fan_out"),
-    "xavier": nn.init.xavier_uniform_,
-    "linear": lambda p: p.uniform_(-1 / math.sqrt(p.shape[1]), 1 / math.sqrt(p.shape[1])),
-}
+# %% ../../nbs/31_losses.proxies.ipynb #d96ba220
+def _linear(p: Tensor) -> Tensor:
+    end = 1/math.sqrt(p.shape[1])
+    return p.uniform_(-end, end)
 
+PROXY_INITS = {
+    'unit': lambda p: p.copy_(F.normalize(p.normal_())),
+    'kaiming': lambda p: nn.init.kaiming_normal_(p, mode='fan_out'),
+    'xavier': nn.init.xavier_uniform_,
+    'linear': _linear}
+
+# %% ../../nbs/31_losses.proxies.ipynb #83edcb76
 @torch.no_grad()
 def init_proxies(
     n_classes: int,  # rows, at least 1
     dim: int,  # numbers in an embedding, at least 1
-    init: str = "unit",  # a key of `PROXY_INITS`
+    init: str = 'unit',  # a key of `PROXY_INITS`
 ) -> Tensor:  # (n_classes, dim) float32
     "Draw the first proxies from torch's global generator."
-    for name, n in (("n_classes", n_classes), ("dim", dim)):
-        if n < 1: raise ValueError(f"{name} must be at least 1, got {n}")
-    if init not in PROXY_INITS: raise ValueError(f"init must be one of {', '.join(PROXY_INITS)}, got {init!r}")
-    return PROXY_INITS[init](torch.empty(n_classes, dim))
+    for name, n in (('n_classes', n_classes), ('dim', dim)):
+        if n < 1: raise ValueError(f'{name} must be at least 1, got {n}')
+    if init in PROXY_INITS: return PROXY_INITS[init](torch.empty(n_classes, dim))
+    raise ValueError(f'init must be one of {", ".join(PROXY_INITS)}, got {init!r}')
 
-# %% ../../nbs/31_losses.proxies.ipynb #3df49268
+# %% ../../nbs/31_losses.proxies.ipynb #4499cfd4
 class ProxyLoss(nn.Module):
-    "One proxy per class and what every loss with proxies needs; subclasses add `forward`."
+    "One proxy for each class, and what every loss with proxies needs."
     shown = ()
     def __init__(
         self,
         n_classes: int,  # how many classes, labels are 0 to n_classes-1
         dim: int,  # numbers in an embedding
-        init: str = "unit",  # how proxies start: "unit", "kaiming", "xavier" or "linear"
+        init: str = 'unit',  # how proxies start: a key of `PROXY_INITS`
         learned: bool = True,  # a parameter, or else a buffer
     ):
         super().__init__()
         proxies = init_proxies(n_classes, dim, init)
         self.n_classes, self.dim, self.init = n_classes, dim, init
         if learned: self.proxies = nn.Parameter(proxies)
-        else: self.register_buffer("proxies", proxies)
-
-    @without_autocast
-    def cosines(
-        self,
-        embeddings: Tensor,  # (B, dim) of unit length, not normalized again
-    ) -> Tensor:  # (B, n_classes)
-        "Dot products with the unit proxies, in float32 or float64."
-        x = self._rows(embeddings)
-        return x @ F.normalize(self.proxies.to(x.dtype)).T
-
-    @torch.no_grad()
-    def predict(
-        self,
-        embeddings: Tensor,  # (B, dim)
-    ) -> Tensor:  # (B,) class of the most similar proxy
-        "Classify by the nearest proxy."
-        return self.cosines(embeddings).argmax(1)
+        else: self.register_buffer('proxies', proxies)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{k}={getattr(self, k)!r}" for k in ("n_classes", "dim", *self.shown, "init"))
+        names = 'n_classes', 'dim', *self.shown, 'init'
+        return ', '.join(f'{name}={getattr(self, name)!r}' for name in names)
 
-# %% ../../nbs/31_losses.proxies.ipynb #2f6ed3ea
+# %% ../../nbs/31_losses.proxies.ipynb #7cd8385a
 @patch
 def _rows(self: ProxyLoss, x: Tensor) -> Tensor:
     "Plain embeddings in float32 or float64 that fit the proxies."
     x = x.as_subclass(Tensor)
     if x.ndim == 2 and x.shape[1] != self.dim:
-        raise ValueError(f"embeddings have {x.shape[1]} numbers, proxies {self.dim}")
+        raise ValueError(f'embeddings have {x.shape[1]} numbers, proxies {self.dim}')
     return x if x.dtype == torch.float64 else x.float()
 
 @patch
+@without_autocast
+def cosines(
+    self: ProxyLoss,
+    embeddings: Tensor,  # (B, dim) of unit length, not normalized again
+) -> Tensor:  # (B, n_classes)
+    "Dot products with the unit proxies, in float32 or float64."
+    x = self._rows(embeddings)
+    return x @ F.normalize(self.proxies.to(x.dtype)).T
+
+# %% ../../nbs/31_losses.proxies.ipynb #7f801ca5
+@patch
+@torch.no_grad()
+def predict(
+    self: ProxyLoss,
+    embeddings: Tensor,  # (B, dim)
+) -> Tensor:  # (B,) class of the most similar proxy
+    "Classify by the nearest proxy."
+    return self.cosines(embeddings).argmax(1)
+
+# %% ../../nbs/31_losses.proxies.ipynb #14d7c630
+@patch
 def _check(self: ProxyLoss, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     "Rows and labels ready to compute with, or one clear error."
-    x, y = as_rows(self._rows(x), labels, "embeddings")
+    x, y = as_rows(self._rows(x), labels, 'embeddings')
     low, high = torch.stack(y.aminmax()).tolist()
     if low < 0 or high >= self.n_classes:
-        raise ValueError(f"labels must be 0 to {self.n_classes - 1}, got {low if low < 0 else high}")
+        wrong = low if low < 0 else high
+        raise ValueError(f'labels must be 0 to {self.n_classes - 1}, got {wrong}')
     return x, y
 
-# %% ../../nbs/31_losses.proxies.ipynb #6a421f22
-def _norm_softmax(s: Tensor, y: Tensor, scale: float) -> Tensor: return F.cross_entropy(scale * s, y)
+@patch
+@without_autocast
+def forward(
+    self: ProxyLoss,
+    embeddings: Tensor,  # (B, dim) of unit length, not normalized again
+    labels: Tensor,  # (B,) class numbers
+) -> Tensor:  # scalar
+    "The loss of a batch; each subclass has its own formula."
+    return self._formula(*self._check(embeddings, labels))
 
+# %% ../../nbs/31_losses.proxies.ipynb #54cb8649
 class NormSoftmaxLoss(ProxyLoss):
-    "Cross-entropy of scaled cosines to the proxies (PP, Zhai and Wu 2018); embeddings are not normalized again."
-    shown = ("scale",)
+    "Cross-entropy of scaled cosines to the proxies (PP, Zhai and Wu 2018)."
+    shown = ('scale',)
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
         dim: int,  # numbers in an embedding
         scale: float = 32,  # multiplies the cosines, above 0
-        init: str = "unit",  # see `init_proxies`
+        init: str = 'unit',  # see `init_proxies`
     ):
         super().__init__(n_classes, dim, init)
         check_above_0(scale=scale)
         self.scale = scale
 
-    @without_autocast
-    def forward(
-        self,
-        embeddings: Tensor,  # (B, dim) of unit length
-        labels: Tensor,  # (B,) class numbers
-    ) -> Tensor:  # scalar, above 0
-        x, y = self._check(embeddings, labels)
-        return _norm_softmax(self.cosines(x), y, self.scale)
+    def _formula(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.scale*self.cosines(x), y)
 
-# %% ../../nbs/31_losses.proxies.ipynb #f3fee540
+# %% ../../nbs/31_losses.proxies.ipynb #ee4435e9
 class ProxyNCALoss(ProxyLoss):
-    "Own proxy against all others, on scaled cosines (PP's formula); embeddings are not normalized again."
-    shown = ("scale",)
+    "Own proxy against all others, on scaled cosines (PP's formula)."
+    shown = ('scale',)
     def __init__(
         self,
         n_classes: int,  # at least 2; labels are 0 to n_classes-1
         dim: int,  # numbers in an embedding
         scale: float = 1,  # multiplies the cosines, above 0
-        init: str = "unit",  # see `init_proxies`
+        init: str = 'unit',  # see `init_proxies`
     ):
         super().__init__(n_classes, dim, init)
-        if n_classes == 1: raise ValueError("ProxyNCALoss needs at least 2 classes, got 1")
+        if n_classes == 1:
+            raise ValueError('ProxyNCALoss needs at least 2 classes, got 1')
         check_above_0(scale=scale)
         self.scale = scale
 
-    @without_autocast
-    def forward(
-        self,
-        embeddings: Tensor,  # (B, dim) of unit length
-        labels: Tensor,  # (B,) class numbers
-    ) -> Tensor:  # scalar, may be negative
-        x, y = self._check(embeddings, labels)
-        s = self.scale * self.cosines(x)
-        others = s.scatter(1, y[:, None], -torch.inf).logsumexp(1)
-        return (others - s.gather(1, y[:, None])[:, 0]).mean()
+    def _formula(self, x: Tensor, y: Tensor) -> Tensor:
+        s, own = self.scale*self.cosines(x), y[:, None]
+        others = s.scatter(1, own, -torch.inf).logsumexp(1)
+        return (others - s.gather(1, own)[:, 0]).mean()
 
-# %% ../../nbs/31_losses.proxies.ipynb #b4bf9230
+# %% ../../nbs/31_losses.proxies.ipynb #42992f16
 def _pull(s: Tensor, own: Tensor, alpha: float, margin: float) -> Tensor:
-    "Positive part of Proxy-Anchor: cosines of a class with its own rows, mean over the classes present."
-    return log1p_sum_exp(-alpha * (s - margin), own, 0).sum() / own.any(0).sum()
+    "Positive part of Proxy-Anchor, mean over the classes present."
+    return log1p_sum_exp(-alpha*(s - margin), own, 0).sum()/own.any(0).sum()
 
 def _proxy_anchor(s: Tensor, y: Tensor, alpha: float, margin: float) -> Tensor:
     own = F.one_hot(y, s.shape[1]).bool()
-    return _pull(s, own, alpha, margin) + log1p_sum_exp(alpha * (s + margin), ~own, 0).mean()
+    push = log1p_sum_exp(alpha*(s + margin), ~own, 0).mean()
+    return _pull(s, own, alpha, margin) + push
 
-# %% ../../nbs/31_losses.proxies.ipynb #50233f19
+# %% ../../nbs/31_losses.proxies.ipynb #5bb0e1ca
 class ProxyAnchorLoss(ProxyLoss):
-    "Proxies as anchors, rows as their pairs (PP, Kim et al. 2020); embeddings are not normalized again."
-    shown = ("alpha", "margin")
+    "Proxies as anchors, rows as their pairs (PP, Kim et al. 2020)."
+    shown = ('alpha', 'margin')
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
         dim: int,  # numbers in an embedding
         alpha: float = 32,  # sharpness, above 0
-        margin: float = .1,  # cosines should be above it for positives and below minus it for negatives
-        init: str = "kaiming",  # see `init_proxies`; the default is the official code's, PP has "unit"
+        margin: float = .1,  # cosines: positives above it, negatives below minus it
+        init: str = 'kaiming',  # as in the official code; PP has 'unit'
     ):
         super().__init__(n_classes, dim, init)
         check_above_0(alpha=alpha)
         self.alpha, self.margin = alpha, margin
 
-    @without_autocast
-    def forward(
-        self,
-        embeddings: Tensor,  # (B, dim) of unit length
-        labels: Tensor,  # (B,) class numbers
-    ) -> Tensor:  # scalar, above 0
-        x, y = self._check(embeddings, labels)
+    def _formula(self, x: Tensor, y: Tensor) -> Tensor:
         return _proxy_anchor(self.cosines(x), y, self.alpha, self.margin)
 
-# %% ../../nbs/31_losses.proxies.ipynb #35687dbe
+# %% ../../nbs/31_losses.proxies.ipynb #20ac9292
 @torch.no_grad()
-def _positive_weights(s: Tensor, y: Tensor, base: str, alpha: float, margin: float, scale: float) -> Tensor:
-    "(B,) weight of each row's pull at its own proxy, negative."
-    if base == "norm_softmax": w = scale * ((scale * s).softmax(1) - 1)
-    else:
-        own, a = F.one_hot(y, s.shape[1]).bool(), -alpha * (s - margin)
-        w = -alpha * (a - log1p_sum_exp(a, own, 0)).exp() / own.any(0).sum()
+def _anchor_weights(s: Tensor, y: Tensor, alpha: float, margin: float) -> Tensor:
+    "(B,) weight of each row's pull at its own proxy in Proxy-Anchor, negative."
+    own, a = F.one_hot(y, s.shape[1]).bool(), -alpha*(s - margin)
+    w = -alpha*(a - log1p_sum_exp(a, own, 0)).exp()/own.any(0).sum()
     return w.gather(1, y[:, None])[:, 0]
 
-# %% ../../nbs/31_losses.proxies.ipynb #863211cc
+@torch.no_grad()
+def _softmax_weights(s: Tensor, y: Tensor, scale: float) -> Tensor:
+    "(B,) weight of each row's pull at its own proxy in the softmax, negative."
+    return scale*((scale*s).softmax(1).gather(1, y[:, None])[:, 0] - 1)
+
+# %% ../../nbs/31_losses.proxies.ipynb #558fcc9f
 def _zero_with_gradient(a: Tensor, g: Tensor) -> Tensor:
     "A scalar 0 whose gradient with respect to `a` is `g`."
-    return (g.detach() * (a - a.detach())).sum()
+    return (g.detach()*(a - a.detach())).sum()
 
-# %% ../../nbs/31_losses.proxies.ipynb #5bc7a568
+# %% ../../nbs/31_losses.proxies.ipynb #45d7c3d5
 class PositiveProxyLoss(ProxyLoss):
-    "Learn from positives only; reconstructed from PP's history, no paper. Embeddings are not normalized again."
-    shown = ("base", "variant", "alpha", "margin", "scale")
+    "Learn from positives only; reconstructed from PP's history, no paper."
+    shown = ('base', 'variant', 'alpha', 'margin', 'scale')
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
         dim: int,  # numbers in an embedding
-        base: str = "proxy_anchor",  # or "norm_softmax"; not used by P1
-        variant: str = "P2",  # "P2" alters the proxies' gradient, "P3" the embeddings', "P1" is degenerate
+        base: str = 'proxy_anchor',  # or 'norm_softmax'; not used by P1
+        variant: str = 'P2',  # which gradient: P2 the proxies', P3 the embeddings'
         *,
         alpha: float = 32,  # sharpness of proxy_anchor and of P1, above 0
         margin: float = .1,  # margin of proxy_anchor
         scale: float = 32,  # scale of norm_softmax, above 0
-        init: str = "unit",  # see `init_proxies`
+        init: str = 'unit',  # see `init_proxies`
     ):
         super().__init__(n_classes, dim, init)
-        if base not in ("proxy_anchor", "norm_softmax"):
-            raise ValueError(f"base must be 'proxy_anchor' or 'norm_softmax', got {base!r}")
-        if variant not in ("P1", "P2", "P3"): raise ValueError(f"variant must be 'P1', 'P2' or 'P3', got {variant!r}")
+        if base not in ('proxy_anchor', 'norm_softmax'):
+            known = "'proxy_anchor' or 'norm_softmax'"
+            raise ValueError(f'base must be {known}, got {base!r}')
+        if variant not in ('P1', 'P2', 'P3'):
+            raise ValueError(f"variant must be 'P1', 'P2' or 'P3', got {variant!r}")
         check_above_0(alpha=alpha, scale=scale)
-        self.base, self.variant, self.alpha, self.margin, self.scale = base, variant, alpha, margin, scale
+        self.base, self.variant, self.scale = base, variant, scale
+        self.alpha, self.margin = alpha, margin
 
-    @without_autocast
-    def forward(
-        self,
-        embeddings: Tensor,  # (B, dim) of unit length
-        labels: Tensor,  # (B,) class numbers
-    ) -> Tensor:  # scalar, above 0
-        x, y = self._check(embeddings, labels)
-        p = F.normalize(self.proxies.to(x.dtype))
-        if self.variant == "P1": return _pull(x @ p.T, F.one_hot(y, self.n_classes).bool(), self.alpha, 0)
-        return self._replaced(x, p, y)
+# %% ../../nbs/31_losses.proxies.ipynb #6179d870
+@patch
+def _base(self: PositiveProxyLoss, s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    "Value of the base loss, and the weight of each row."
+    if self.base == 'norm_softmax':
+        return F.cross_entropy(self.scale*s, y), _softmax_weights(s, y, self.scale)
+    settings = self.alpha, self.margin
+    return _proxy_anchor(s, y, *settings), _anchor_weights(s, y, *settings)
 
-# %% ../../nbs/31_losses.proxies.ipynb #4e4806ee
 @patch
 def _replaced(self: PositiveProxyLoss, x: Tensor, p: Tensor, y: Tensor) -> Tensor:
-    "Base loss with the gradient at the unit proxies (P2) or at the embeddings (P3) replaced."
-    at_proxies = self.variant == "P2"
-    s = x @ p.detach().T if at_proxies else x.detach() @ p.T
-    w = _positive_weights(s, y, self.base, self.alpha, self.margin, self.scale)[:, None]
-    if self.base == "norm_softmax": value = _norm_softmax(s, y, self.scale)
-    else: value = _proxy_anchor(s, y, self.alpha, self.margin)
-    if not at_proxies: return value + _zero_with_gradient(x, w * p[y])
+    "Base loss with the gradient replaced at the embeddings (P3) or unit proxies (P2)."
+    if self.variant == 'P3':
+        value, w = self._base(x.detach() @ p.T, y)
+        return value + _zero_with_gradient(x, w[:, None]*p[y])
+    value, w = self._base(x @ p.detach().T, y)
     own = F.one_hot(y, self.n_classes).to(x.dtype)
-    return value + _zero_with_gradient(p, own.T @ (w * x) / own.sum(0).clamp_min(1)[:, None])
+    g = own.T @ (w[:, None]*x)/own.sum(0).clamp_min(1)[:, None]
+    return value + _zero_with_gradient(p, g)
 
-# %% ../../nbs/31_losses.proxies.ipynb #f4be4fed
+# %% ../../nbs/31_losses.proxies.ipynb #f19a98af
+@patch
+def _formula(self: PositiveProxyLoss, x: Tensor, y: Tensor) -> Tensor:
+    p = F.normalize(self.proxies.to(x.dtype))
+    if self.variant != 'P1': return self._replaced(x, p, y)
+    return _pull(x @ p.T, F.one_hot(y, self.n_classes).bool(), self.alpha, 0)
+
+# %% ../../nbs/31_losses.proxies.ipynb #d7b1353e
 class MovingProxyLoss(ProxyLoss):
-    "Normalized softmax whose proxies follow their rows (behind PP's tables); embeddings not normalized again."
-    shown = ("temperature", "momentum")
+    "Normalized softmax whose proxies follow their rows (behind PP's tables)."
+    shown = ('temperature', 'momentum')
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
         dim: int,  # numbers in an embedding
         temperature: float = .03,  # divides the cosines, above 0
         momentum: float = .5,  # share of the batch in a proxy, 0 to 1
-        init: str = "unit",  # see `init_proxies`
+        init: str = 'unit',  # see `init_proxies`
     ):
         super().__init__(n_classes, dim, init, learned=False)
         check_above_0(temperature=temperature)
-        if not 0 <= momentum <= 1: raise ValueError(f"momentum must be 0 to 1, got {momentum}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f'momentum must be 0 to 1, got {momentum}')
         self.temperature, self.momentum = temperature, momentum
 
-    @without_autocast
-    def forward(
-        self,
-        embeddings: Tensor,  # (B, dim) of unit length
-        labels: Tensor,  # (B,) class numbers
-    ) -> Tensor:  # scalar, above 0; moves the proxies in training
-        x, y = self._check(embeddings, labels)
-        loss = _norm_softmax(self.cosines(x), y, 1 / self.temperature)
+    def _formula(self, x: Tensor, y: Tensor) -> Tensor:
+        loss = F.cross_entropy(1/self.temperature*self.cosines(x), y)
         if self.training and torch.is_grad_enabled(): self._move(x, y)
         return loss
 
-# %% ../../nbs/31_losses.proxies.ipynb #446e3802
+# %% ../../nbs/31_losses.proxies.ipynb #0f8003ab
 @patch
 @torch.no_grad()
 def _move(self: MovingProxyLoss, x: Tensor, y: Tensor):
     "Give the classes of the batch their new proxies."
     p = self.proxies.to(x.dtype)
     own = F.one_hot(y, self.n_classes).to(x.dtype)
-    moved = (1 - self.momentum) * F.normalize(p) + self.momentum * (own.T @ x)
+    moved = (1 - self.momentum)*F.normalize(p) + self.momentum*(own.T @ x)
     self.proxies = torch.where(own.any(0)[:, None], moved, p).to(self.proxies.dtype)
