@@ -170,6 +170,7 @@ def test_select():
     assert f.select("query").table.attrs == f.table.attrs and f.select("query").record == f.record
     with pytest.raises(ValueError, match=r"no rows of split test, there are gallery, query, train"): f.select("test")
     with pytest.raises(ValueError, match="a mask of shape"): f.select([True, False])
+    with pytest.raises(KeyError, match="no array 'size', there are embedding"): f["size"]
 
 
 class Net(nn.Module):

@@ -549,6 +549,8 @@ EYE = np.eye(3)
     (lambda: neighbours(EYE, k=1, exclude=[0, 0]), "3 query rows need 3"),
     (lambda: score_queries(EYE, [0, 1, 2], measures=[]), "nothing to measure"),
     (lambda: score_queries(EYE, [0, 1, 2], ties="mine"), "row, optimistic, pessimistic"),
+    (lambda: score_lists([[0], [0]], [1, 1]), "in its own list"),
+    (lambda: score_lists([[0], [2]], [1, 1]), "expected rows 0 to 1 of the gallery"),
 ])
 def test_one_clear_error(call, words):
     with pytest.raises(ValueError, match=words): call()

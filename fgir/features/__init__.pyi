@@ -44,7 +44,6 @@ from .metrics import (
     TIES as TIES,
     TOO_FEW as TOO_FEW,
     Answers as Answers,
-    answers as answers,
     check_ranks as check_ranks,
     cluster_agreement as cluster_agreement,
     confidence as confidence,
@@ -65,7 +64,6 @@ from .retrieval import (
 from .shards import (
     extract_all as extract_all,
     extract_shard as extract_shard,
-    merge_shards as merge_shards,
 )
 from .store import (
     ABOUT as ABOUT,

@@ -1,4 +1,4 @@
-"""The nearest neighbors of every query, exactly, at the speed of a matrix product
+"""The nearest neighbors of every query, ties included, at the speed of a matrix product
 
 Docs: https://fgir.github.io/fgir/features.exact.html.md"""
 
@@ -16,100 +16,122 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# %% ../../nbs/40_features.exact.ipynb #a9a8cb3b
+# %% ../../nbs/40_features.exact.ipynb #7ca58653
 BLOCK = 4096
-_KEPT = 2**31  # bytes of a gallery that is kept in float32
 METRICS = ("cosine", "dot", "euclidean")
+
+def _from_numpy(x, name: str) -> Tensor:
+    "A tensor over the memory of an array where possible."
+    x = np.asarray(x)
+    if x.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must be numbers, got {x.dtype}")
+    dtype = x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.float64
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(x, dtype=dtype))
 
 def _tensor(x: Tensor | np.ndarray, name: str) -> Tensor:
     "A floating (N, D) tensor over the memory of `x` where possible."
-    if not isinstance(x, Tensor):
-        x = np.asarray(x)
-        if x.dtype.kind not in "fiub": raise ValueError(f"{name} must be numbers, got {x.dtype}")
-        x = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.float64)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            x = torch.from_numpy(x)
+    x = x if isinstance(x, Tensor) else _from_numpy(x, name)
     x = x.detach().as_subclass(Tensor)
-    if x.ndim != 2 or 0 in x.shape: raise ValueError(f"{name} must be a filled (N, D) matrix, got {tuple(x.shape)}")
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{name} must be a filled (N, D) matrix, got {tuple(x.shape)}")
     if x.is_complex(): raise ValueError(f"{name} must be real numbers, got {x.dtype}")
     x = x.cpu() if x.device.type == "mps" else x
     return x if x.is_floating_point() else x.double()
 
 # %% ../../nbs/40_features.exact.ipynb #701803d2
 def _check_rows(x: Tensor, name: str, metric: str) -> None:
-    "Raise ValueError naming the first row that is not finite or, for the cosine, zero."
+    "ValueError for the first row that is not finite or, for the cosine, zero."
     largest = torch.finfo(torch.promote_types(x.dtype, torch.float32)).max / 8
     for start in range(0, len(x), BLOCK):
         size = x[start:start + BLOCK].double().square().sum(1)
         bad = ~(size < largest) | (size == 0 if metric == "cosine" else False)
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            why = "is all zeros, which has no cosine" if size[row] == 0 else "holds NaN, infinity or a number too large"
-            raise ValueError(f"{name} row {start + row} {why}")
+        if not bad.any(): continue
+        row = int(bad.nonzero()[0])
+        why = "holds NaN, infinity or a number too large"
+        if size[row] == 0: why = "is all zeros, which has no cosine"
+        raise ValueError(f"{name} row {start + row} {why}")
 
-# %% ../../nbs/40_features.exact.ipynb #d5457943
+# %% ../../nbs/40_features.exact.ipynb #69752454
 def _features(query, gallery, metric: str, chunk: int) -> tuple[Tensor, Tensor | None]:
     "Query and gallery as checked tensors; the gallery stays None if it is."
-    if metric not in METRICS: raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     if chunk < 1: raise ValueError(f"chunk must be at least 1, got {chunk}")
-    found = [None if x is None else _tensor(x, name) for x, name in ((query, "query"), (gallery, "gallery"))]
-    if gallery is not None and found[0].shape[1] != found[1].shape[1]:
-        raise ValueError(f"query has {found[0].shape[1]} columns, gallery {found[1].shape[1]}")
-    for x, name in zip(found, ("query", "gallery"), strict=True):
-        if x is not None: _check_rows(x, name, metric)
-    return tuple(found)
+    q = _tensor(query, "query")
+    g = None if gallery is None else _tensor(gallery, "gallery")
+    if g is not None and q.shape[1] != g.shape[1]:
+        raise ValueError(f"query has {q.shape[1]} columns, gallery {g.shape[1]}")
+    _check_rows(q, "query", metric)
+    if g is not None: _check_rows(g, "gallery", metric)
+    return q, g
 
-# %% ../../nbs/40_features.exact.ipynb #cbe3343b
+# %% ../../nbs/40_features.exact.ipynb #86750126
+_KEPT = 2**31  # bytes of a gallery that is kept in float32
+
 @dataclass
 class Pair:
-    "Queries and a gallery, how the two are compared, and which gallery rows a query may not find."
+    "Queries and a gallery, how they are compared, and who may not find whom."
     query: Tensor
     gallery: Tensor
     metric: str
     center: Tensor | None = None
-    length: float = 1.  # mean length of the gallery's rows, seen from the center
+    length: float = 1.  # mean length of gallery rows, seen from the center
     reach: float = 1.  # the largest length of a gallery row once it is ready
-    hidden: Callable | None = None  # query rows (n,) → gallery rows (n, columns) they may not find, and a mask of those
-    nudge: Callable | None = None  # query rows, gallery rows → what to add to their similarity, less than any difference
-
-    def ready(self, x: Tensor, as_query: bool) -> Tensor:
-        "Rows in float64, such that inner products of queries with gallery rows sort by the metric."
-        x = x.to(self.query.device).double()
-        if self.center is not None: x = x - self.center
-        size = x.norm(dim=1, keepdim=True)
-        if self.metric == "cosine": return x / size
-        if self.metric == "dot": return x / (size.masked_fill(size == 0, 1) if as_query else self.length)
-        if as_query: return torch.cat([x, torch.full_like(size, self.length)], 1) / (size + self.length)
-        return torch.cat([x / self.length, -(size / self.length).square() / 2], 1)
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        "The gallery, ready, in blocks of rows."
-        for start in range(0, len(self.gallery), BLOCK):
-            rows = slice(start, start + BLOCK)
-            yield rows, self.ready(self.gallery[rows], as_query=False)
+    hidden: Callable | None = None  # query rows → hidden gallery rows, mask
+    nudge: Callable | None = None  # query and gallery rows → a tiny addition
 
     @cached_property
     def single(self) -> list[tuple[slice, Tensor]] | None:
         "All blocks in float32, unless they would take more than `_KEPT` bytes."
-        if 4*self.gallery.numel() <= _KEPT: return [(rows, g.float()) for rows, g in self.blocks()]
+        if 4*self.gallery.numel() > _KEPT: return None
+        return [(rows, g.float()) for rows, g in self.blocks()]
+
+# %% ../../nbs/40_features.exact.ipynb #36f26705
+@patch
+def ready(self: Pair, x: Tensor, as_query: bool) -> Tensor:
+    "Rows in float64 such that inner products sort by the metric."
+    x, length = x.to(self.query.device).double(), self.length
+    if self.center is not None: x = x - self.center
+    size = x.norm(dim=1, keepdim=True)
+    if self.metric == "cosine": return x / size
+    if self.metric == "dot":
+        return x / (size.masked_fill(size == 0, 1) if as_query else length)
+    if as_query:
+        return torch.cat([x, torch.full_like(size, length)], 1) / (size + length)
+    return torch.cat([x / length, -(size / length).square() / 2], 1)
+
+@patch
+def blocks(self: Pair) -> Iterator[tuple[slice, Tensor]]:
+    "The gallery, ready, in blocks of rows."
+    for start in range(0, len(self.gallery), BLOCK):
+        rows = slice(start, start + BLOCK)
+        yield rows, self.ready(self.gallery[rows], as_query=False)
 
 # %% ../../nbs/40_features.exact.ipynb #7e31365f
 def _center(x: Tensor) -> Tensor:
     "The row of `x` nearest to the mean of all rows, in float64."
     mean = sum(block.double().sum(0) for block in x.split(BLOCK)) / len(x)
-    return x[torch.cat([(block.double() - mean).square().sum(1) for block in x.split(BLOCK)]).argmin()].double()
+    away = [(block.double() - mean).square().sum(1) for block in x.split(BLOCK)]
+    return x[torch.cat(away).argmin()].double()
 
 def _measured(query: Tensor, gallery: Tensor, metric: str) -> Pair:
-    "The two sets with the gallery measured: its center, its mean length and its largest."
+    "Queries and gallery with the center, mean length and reach of the gallery."
     if metric == "cosine": return Pair(query, gallery, metric)
-    center = _center(gallery) if metric == "euclidean" else None
-    lengths = torch.cat([(b.double() if center is None else b.double() - center).norm(dim=1) for b in gallery.split(BLOCK)])
-    pair = Pair(query, gallery, metric, center if center is None else center.to(query.device), float(lengths.mean()) or 1.)
-    pair.reach = float(pair.ready(gallery[lengths.argmax()][None], as_query=False).norm())
+    center, origin = None, 0
+    if metric == "euclidean":
+        origin = _center(gallery)
+        center = origin.to(query.device)
+    lengths = [(b.double() - origin).norm(dim=1) for b in gallery.split(BLOCK)]
+    lengths = torch.cat(lengths)
+    pair = Pair(query, gallery, metric, center, float(lengths.mean()) or 1.)
+    farthest = gallery[lengths.argmax()][None]
+    pair.reach = float(pair.ready(farthest, as_query=False).norm())
     return pair
 
 # %% ../../nbs/40_features.exact.ipynb #2789c10c
@@ -124,31 +146,37 @@ def _hide(pair: Pair, rows: Tensor, s: Tensor) -> Tensor:
         s[filled.nonzero()[:, 0], columns[filled]] = -torch.inf
     return s
 
+# %% ../../nbs/40_features.exact.ipynb #1966cc00
 def exact_similarity(
     pair: Pair,
     rows: Tensor,  # (n,) of the queries
     out: Tensor | None = None,  # (n, N) float64, to be written
 ) -> Tensor:  # (n, N)
-    "Similarities of some queries to all of the gallery in float64, settled; minus infinity for what is hidden."
+    "Similarities to all of the gallery; minus infinity for what is hidden."
     q = pair.ready(pair.query[rows], as_query=True)
     s = q.new_empty(len(q), len(pair.gallery)) if out is None else out
+    everyone = torch.arange(len(pair.gallery))
     for columns, g in pair.blocks():
         s[:, columns] = _settle(q @ g.T)
-        if pair.nudge: s[:, columns] += pair.nudge(rows[:, None], torch.arange(len(pair.gallery))[columns].to(rows.device))
+        if pair.nudge:
+            some = everyone[columns].to(rows.device)
+            s[:, columns] += pair.nudge(rows[:, None], some)
     return _hide(pair, rows, s)
 
-# %% ../../nbs/40_features.exact.ipynb #03a1ba62
+# %% ../../nbs/40_features.exact.ipynb #b2200c48
 def exact_pairs(
     pair: Pair,
     rows: Tensor,  # (n,) of the queries
     columns: Tensor,  # (n, m) of the gallery
 ) -> Tensor:  # (n, m)
-    "Similarities of queries to gallery rows in float64, settled."
-    size, found = max(1, 2**19 // (columns.shape[1] * pair.query.shape[1])), []
+    "Similarities of queries to gallery rows, in portions that fit a processor's cache."
+    size = max(1, 2**19 // (columns.shape[1] * pair.query.shape[1]))
+    found = []
     for i, j in zip(rows.split(size), columns.split(size), strict=True):
         q = pair.ready(pair.query[i], as_query=True)
-        g = pair.ready(pair.gallery[j.flatten().to(pair.gallery.device)], as_query=False)
-        found.append(_settle((g.view(*j.shape, -1) @ q[:, :, None])[:, :, 0]))
+        some = pair.gallery[j.flatten().to(pair.gallery.device)]
+        g = pair.ready(some, as_query=False).view(*j.shape, -1)
+        found.append(_settle((g @ q[:, :, None])[:, :, 0]))
         if pair.nudge: found[-1] += pair.nudge(i[:, None], j)
     return torch.cat(found)
 
@@ -158,22 +186,18 @@ def _rough(
     rows: Tensor,  # (n,) of the queries
     out: Tensor,  # (n, N) float32, to be written
 ) -> tuple[Tensor, float]:  # `out`, and how far off its entries may be
-    "Similarities of some queries to all of the gallery in float32; minus infinity for what is hidden."
+    "Float32 similarities to all of the gallery; minus infinity for what is hidden."
     q = pair.ready(pair.query[rows], as_query=True)
     reach = pair.reach * float(q.norm(dim=1).max())
     with torch.autocast(q.device.type, enabled=False):
-        for columns, g in pair.single or pair.blocks(): torch.mm(q.float(), g.float().T, out=out[:, columns])
+        for columns, g in pair.single or pair.blocks():
+            torch.mm(q.float(), g.float().T, out=out[:, columns])
     return _hide(pair, rows, out), (q.shape[1] + 8) * 2.**-24 * reach + 2.**-30
 
 # %% ../../nbs/40_features.exact.ipynb #977b6a6b
 MEMORY = 2**29  # bytes of similarities at once
 SPARE = 8  # candidates more than are wanted
 SHARE = 256  # lists of up to this fraction of the gallery start rough
-
-def _full_precision() -> bool:
-    "Whether float32 products are such; no where that was set in torch's newer words, which the older question does not know."
-    try: return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError: return False
 
 @dataclass
 class Chunk:
@@ -182,19 +206,27 @@ class Chunk:
     s: Tensor
     error: float
 
+def _full_precision() -> bool:
+    "Whether float32 products are in float32; no if set by torch's newer settings."
+    try: return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError: return False
+
+# %% ../../nbs/40_features.exact.ipynb #03be2f34
 def chunks(
     pair: Pair,
     k: int,  # entries wanted of each list
     size: int = 2048,  # queries at a time, at most
 ) -> Iterator[Chunk]:  # the next step overwrites its similarities
-    "All similarities, some queries at a time, in float64 or rough, whichever is faster for lists of `k`."
+    "All similarities, some queries at a time, rough or in float64: what is faster."
     quick = (k + SPARE)*SHARE <= len(pair.gallery) and _full_precision()
-    dtype = torch.float32 if quick else torch.float64
-    n = max(1, min(size, len(pair.query), MEMORY // (len(pair.gallery) * dtype.itemsize)))
-    buffer = torch.empty(n, len(pair.gallery), dtype=dtype, device=pair.query.device)
-    for rows in torch.arange(len(pair.query), device=pair.query.device).split(n):
+    dtype, device = torch.float32 if quick else torch.float64, pair.query.device
+    fitting = MEMORY // (len(pair.gallery) * dtype.itemsize)
+    n = max(1, min(size, len(pair.query), fitting))
+    buffer = torch.empty(n, len(pair.gallery), dtype=dtype, device=device)
+    for rows in torch.arange(len(pair.query), device=device).split(n):
         s = buffer[:len(rows)]
-        yield Chunk(rows, *(_rough(pair, rows, s) if quick else (exact_similarity(pair, rows, s), 0.)))
+        if quick: yield Chunk(rows, *_rough(pair, rows, s))
+        else: yield Chunk(rows, exact_similarity(pair, rows, s), 0.)
 
 # %% ../../nbs/40_features.exact.ipynb #130f5c86
 def counted(
@@ -203,20 +235,27 @@ def counted(
     compare: Callable = torch.gt,  # or torch.ge
 ) -> Tensor:  # (n,) int64
     "How many entries of each row are above a bound."
-    buffer = s.new_empty(len(s), min(BLOCK, s.shape[1]))
-    return sum(compare(part, bound, out=buffer[:, :part.shape[1]]).sum(1).long() for part in s.split(BLOCK, 1))
+    buffer = s.new_empty(len(s), min(BLOCK, s.shape[1]))  # floats add up faster
+    count = 0
+    for part in s.split(BLOCK, 1):
+        above = compare(part, bound, out=buffer[:, :part.shape[1]])
+        count = count + above.sum(1).long()
+    return count
 
 def _first_of_ties(s: Tensor, last: Tensor, k: int) -> Tensor:
     "Columns (rows, k) of all entries above `last` and the first ones equal to it."
-    equal = s == last
-    room = k - (s > last).sum(1, keepdim=True)
-    return ((s > last) | (equal & (equal.cumsum(1, dtype=torch.int32) <= room))).nonzero()[:, 1].view(-1, k)
+    higher, equal = s > last, s == last
+    room = k - higher.sum(1, keepdim=True)
+    first = equal & (equal.cumsum(1, dtype=torch.int32) <= room)
+    return (higher | first).nonzero()[:, 1].view(-1, k)
 
+# %% ../../nbs/40_features.exact.ipynb #237e7bcc
 def _sorted(s: Tensor, columns: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
-    "Similarities, their columns and what else belongs to them, all (rows, k), the highest first, ties in order of columns."
+    "All (rows, k): the highest similarity first, ties in order of columns."
     columns, order = columns.sort(1)
     s, again = s.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return s, columns.gather(1, again), *(x.gather(1, order).gather(1, again) for x in more)
+    more = (x.gather(1, order).gather(1, again) for x in more)
+    return s, columns.gather(1, again), *more
 
 def _best(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
     "The k highest of each row, ties in order of columns, as (similarities, columns)."
@@ -225,38 +264,53 @@ def _best(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if len(tied): columns[tied] = _first_of_ties(s[tied], last[tied, -1:], k)
     return _sorted(s.gather(1, columns), columns)
 
-# %% ../../nbs/40_features.exact.ipynb #f611ba3a
+# %% ../../nbs/40_features.exact.ipynb #473e32e8
+def _settle_near(
+    pair: Pair, chunk: Chunk, about: Tensor, columns: Tensor,
+) -> tuple[Tensor, Tensor]:
+    "Similarities of candidates, exact where two are near, and what each is at least."
+    s = about.double()
+    least = s - chunk.error
+    near = about[:, :-1] - about[:, 1:] <= 2*chunk.error
+    i, j = (pad(near, (0, 1)) | pad(near, (1, 0))).nonzero(as_tuple=True)
+    if len(i):
+        exact = exact_pairs(pair, chunk.rows[i], columns[i, j][:, None])[:, 0]
+        s[i, j] = least[i, j] = exact
+    return s, least
+
+# %% ../../nbs/40_features.exact.ipynb #5af91aa2
 def top(
     pair: Pair,
     chunk: Chunk,
     k: int,  # at most the size of the gallery
-) -> tuple[Tensor, Tensor]:  # (n, k) similarities, off by the chunk's error at most, and (n, k) gallery rows
-    "The best of a chunk in their exact order, ties by gallery row; what is hidden comes last, at minus infinity."
+) -> tuple[Tensor, Tensor]:  # (n, k) similarities within the error, (n, k) gallery rows
+    "The best of a chunk in exact order, ties by gallery row, hidden ones last."
     if not chunk.error: return _best(chunk.s, k)
     about, columns = chunk.s.topk(k + SPARE)
-    s, near = about.double(), about[:, :-1] - about[:, 1:] <= 2*chunk.error
-    i, j = (pad(near, (0, 1)) | pad(near, (1, 0))).nonzero(as_tuple=True)
-    least = s - chunk.error
-    if len(i): s[i, j] = least[i, j] = exact_pairs(pair, chunk.rows[i], columns[i, j][:, None])[:, 0]
+    s, least = _settle_near(pair, chunk, about, columns)
     s, columns, least = (x[:, :k].contiguous() for x in _sorted(s, columns, least))
-    again = (~(least[:, -1] > about[:, -1] + chunk.error)).nonzero()[:, 0]
-    for part in again.split(max(1, MEMORY // (8*len(pair.gallery)))):
-        if len(part): s[part], columns[part] = _best(exact_similarity(pair, chunk.rows[part]), k)
+    proven = least[:, -1] > about[:, -1] + chunk.error
+    at_once = max(1, MEMORY // (8*len(pair.gallery)))
+    for some in (~proven).nonzero()[:, 0].split(at_once):
+        if not len(some): continue
+        whole = exact_similarity(pair, chunk.rows[some])
+        s[some], columns[some] = _best(whole, k)
     return s, columns
 
 # %% ../../nbs/40_features.exact.ipynb #bf2049f7
 def members(
     numbers: Tensor,  # (N,) of the gallery rows, 0 and up
-) -> Callable:  # numbers (n,) → gallery rows (n, columns) of the same number, ascending, and a mask of the filled places
+) -> Callable:  # numbers (n,) → their gallery rows (n, m), ascending; mask
     "Look up the gallery rows of a class."
     order, counts = numbers.argsort(stable=True), torch.bincount(numbers)
-    ends = counts.cumsum(0)
+    ends, largest = counts.cumsum(0), len(counts) - 1
 
     def of(wanted: Tensor) -> tuple[Tensor, Tensor]:
-        n = torch.where(wanted < len(counts), counts[wanted.clamp(max=len(counts) - 1)], 0)[:, None]
-        start = ends[wanted.clamp(max=len(counts) - 1), None] - n
+        known = wanted.clamp(max=largest)
+        n = torch.where(wanted <= largest, counts[known], 0)[:, None]
         place = torch.arange(max(1, int(n.max())), device=numbers.device)
-        return order[(start + place).clamp(max=len(order) - 1)], place < n
+        found = (ends[known, None] - n + place).clamp(max=len(order) - 1)
+        return order[found], place < n
 
     return of
 
@@ -264,11 +318,15 @@ def members(
 def _names(names: Sequence | Tensor | np.ndarray, n: int, what: str) -> np.ndarray:
     "Labels or other names as an int64 or a string array of length `n`."
     names = np.asarray(names.cpu() if isinstance(names, Tensor) else names)
-    if names.shape != (n,): raise ValueError(f"{n} {what} rows need {n} labels, got shape {names.shape}")
+    if names.shape != (n,):
+        raise ValueError(f"{n} {what} rows need {n} labels, got shape {names.shape}")
     if names.dtype.kind in "iub": return names.astype(np.int64)
-    if names.dtype.kind == "U" or all(isinstance(name, str) for name in names): return names.astype(str)
-    raise ValueError(f"{what} labels must be all integers or all strings, got {names.dtype}")
+    if names.dtype.kind == "U" or all(isinstance(name, str) for name in names):
+        return names.astype(str)
+    raise ValueError(f"{what} labels must be all integers or all strings, "
+                     f"got {names.dtype}")
 
+# %% ../../nbs/40_features.exact.ipynb #d429990b
 def numbered(
     query: Sequence | Tensor | np.ndarray,  # (Q,) labels
     n_query: int,
@@ -280,23 +338,28 @@ def numbered(
         raise ValueError("gallery and gallery_labels go together: give both or neither")
     q = _names(query, n_query, "query")
     g = q[:0] if n_gallery is None else _names(gallery, n_gallery, "gallery")
-    if len(g) and g.dtype.kind != q.dtype.kind: raise ValueError("query labels and gallery labels differ in type")
-    numbers = torch.from_numpy(np.unique(np.concatenate([q, g]), return_inverse=True)[1])
+    if len(g) and g.dtype.kind != q.dtype.kind:
+        raise ValueError("query labels and gallery labels differ in type")
+    numbers = np.unique(np.concatenate([q, g]), return_inverse=True)[1]
+    numbers = torch.from_numpy(numbers)
     return numbers[:n_query], numbers[n_query:] if len(g) else numbers
 
 # %% ../../nbs/40_features.exact.ipynb #71058146
 def _hidden_rows(
-    exclude: Sequence | Tensor | np.ndarray | tuple | None,  # a name for each row; with a gallery: (query names, its names)
+    exclude: Sequence | Tensor | np.ndarray | tuple | None,  # as in `neighbours`
     n_query: int,
     n_gallery: int | None,  # None if the queries are searched among each other
     device: torch.device,
 ) -> Callable | None:
-    "What `Pair` calls hidden: without a gallery the row itself, and rows that share a name."
+    "What a `Pair` hides: the row itself without a gallery, and rows that share a name."
     if exclude is None and n_gallery is not None: return None
     if exclude is None: exclude = torch.arange(n_query)
     if n_gallery is None: q, g = numbered(exclude, n_query, None, None)
-    elif isinstance(exclude, tuple) and len(exclude) == 2: q, g = numbered(exclude[0], n_query, exclude[1], n_gallery)
-    else: raise ValueError("exclude: with a gallery, give two lists, one for the queries and one for the gallery")
+    elif isinstance(exclude, tuple) and len(exclude) == 2:
+        q, g = numbered(exclude[0], n_query, exclude[1], n_gallery)
+    else:
+        raise ValueError("exclude: with a gallery, give two lists, "
+                         "one for the queries and one for the gallery")
     q, of = q.to(device), members(g.to(device))
     return lambda rows: of(q[rows])
 
@@ -311,62 +374,82 @@ def compared(
     "Check and measure what is to be compared; ValueError names the row that cannot be."
     query, gallery = _features(query, gallery, metric, chunk)
     pair = _measured(query, query if gallery is None else gallery, metric)
-    pair.hidden = _hidden_rows(exclude, len(query), None if gallery is None else len(gallery), query.device)
+    n_gallery = None if gallery is None else len(gallery)
+    pair.hidden = _hidden_rows(exclude, len(query), n_gallery, query.device)
     return pair
 
 # %% ../../nbs/40_features.exact.ipynb #916b8806
 def _distances(pair: Pair, rows: Tensor, columns: Tensor) -> Tensor:
-    "Euclidean distances (rows, k) of the queries to gallery rows, by subtraction in float64, rounded to ten digits."
-    q, size = pair.query[rows], max(1, 2**22 // (columns.shape[1] * pair.query.shape[1]))
-    blocks = [(q[i:i + size, None].double() - pair.gallery[columns[i:i + size].to(pair.gallery.device)].to(q.device).double())
-              for i in range(0, len(q), size)]
-    away = torch.cat([block.norm(dim=2) for block in blocks])
+    "Euclidean distances (rows, k) by subtraction in float64, rounded to ten digits."
+    q, away = pair.query[rows], []
+    size = max(1, 2**22 // (columns.shape[1] * q.shape[1]))
+    for i in range(0, len(q), size):
+        g = pair.gallery[columns[i:i + size].to(pair.gallery.device)].to(q.device)
+        away.append((q[i:i + size, None].double() - g.double()).norm(dim=2))
+    away = torch.cat(away)
     large = away*(2.**20 + 1)
     return large - (large - away)
 
-# %% ../../nbs/40_features.exact.ipynb #dc5b9106
-def _nearest(pair: Pair, part: Chunk, s: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    "The k nearest of candidates: distances and gallery rows (n, k), ties by gallery row."
-    away, columns = _sorted(-_distances(pair, part.rows, columns).masked_fill(s == -torch.inf, torch.inf), columns)
+# %% ../../nbs/40_features.exact.ipynb #2a82101d
+def _all_near(
+    pair: Pair, part: Chunk, i: Tensor, least: Tensor,
+) -> tuple[Tensor, Tensor]:
+    "Gallery rows at least that similar to a query: minus their distances, and rows."
+    near, query = (part.s[i] >= least - part.error).nonzero()[:, 0], part.rows[i, None]
+    away = [_distances(pair, query, some[None]) for some in near.split(BLOCK)]
+    return _sorted(-torch.cat(away, 1), near[None])
+
+def _nearest(
+    pair: Pair, part: Chunk, s: Tensor, columns: Tensor, k: int,
+) -> tuple[Tensor, Tensor]:
+    "The k nearest of candidates, ties by gallery row: distances and rows (n, k)."
+    away = _distances(pair, part.rows, columns).masked_fill(s == -torch.inf, torch.inf)
+    score, columns = _sorted(-away, columns)
     least = s[:, k - 1] - 2.**-29
-    for i in (s[:, -1] >= least).nonzero()[:, 0] if s.shape[1] < len(pair.gallery) else ():
-        near = (part.s[i] >= least[i] - part.error).nonzero()[:, 0]
-        far = torch.cat([_distances(pair, part.rows[i, None], some[None]) for some in near.split(BLOCK)], 1)
-        away[i, :k], columns[i, :k] = (x[0, :k] for x in _sorted(-far, near[None]))
-    return -away[:, :k], columns[:, :k]
+    if s.shape[1] < len(pair.gallery):
+        for i in (s[:, -1] >= least).nonzero()[:, 0]:
+            all_near = _all_near(pair, part, i, least[i])
+            score[i, :k], columns[i, :k] = (x[0, :k] for x in all_near)
+    return -score[:, :k], columns[:, :k]
 
-# %% ../../nbs/40_features.exact.ipynb #0322564d
+# %% ../../nbs/40_features.exact.ipynb #592c059b
 def _listed(pair: Pair, part: Chunk, k: int) -> tuple[Tensor, Tensor]:
-    "The best k of a chunk: exact similarities, minus infinity for what is hidden, and gallery rows (n, k)."
-    s, columns = top(pair, part, k)
-    if part.error: s = exact_pairs(pair, part.rows, columns).masked_fill(s == -torch.inf, -torch.inf)
-    return s, columns
-
-def _scores(pair: Pair, rows: Tensor, s: Tensor) -> Tensor:
-    "What a similarity is called in the metric: a cosine or an inner product."
-    return s if pair.metric == "cosine" else s * pair.query[rows].double().norm(dim=1, keepdim=True) * pair.length
+    "The best k of a chunk: scores and gallery rows; ValueError if there are fewer."
+    euclidean, more = pair.metric == "euclidean", k
+    if euclidean: more = min(k + SPARE, len(pair.gallery) - SPARE*bool(part.error))
+    s, columns = top(pair, part, more)
+    hidden = s == -torch.inf
+    if part.error:
+        s = exact_pairs(pair, part.rows, columns).masked_fill(hidden, -torch.inf)
+    few = hidden[:, k - 1].nonzero()[:, 0]
+    if len(few):
+        query = int(part.rows[few[0]])
+        raise ValueError(f"query row {query} may find fewer than k={k} images")
+    if euclidean: return _nearest(pair, part, s, columns, k)
+    if pair.metric == "cosine": return s, columns
+    lengths = pair.query[part.rows].double().norm(dim=1, keepdim=True)
+    return s * lengths * pair.length, columns
 
 # %% ../../nbs/40_features.exact.ipynb #9befddfb
 def neighbours(
     query: Tensor | np.ndarray,  # (Q, D) features
-    gallery: Tensor | np.ndarray | None = None,  # (N, D); default the queries, each without itself
+    gallery: Tensor | np.ndarray | None = None,  # (N, D); default: the other queries
     k: int = 8,
     metric: str = "cosine",  # "cosine", "dot" or "euclidean"
-    chunk: int = 2048,  # queries at a time, at most; changes memory and time, not the result
-    exclude: Sequence | tuple | None = None,  # (Q,) names: rows of one name do not find each other; with a gallery a pair of them
-) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:  # (Q, k) similarities or distances, (Q, k) gallery rows
-    "The k most similar gallery rows of each query, best first (ties by gallery row); numpy in, numpy out."
+    chunk: int = 2048,  # queries at a time, at most; changes memory and time only
+    exclude: Sequence | tuple | None = None,  # (Q,) names, or a pair with the gallery's
+) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:  # (Q, k) scores and rows
+    "The k most similar gallery rows of each query, best first (ties by gallery row)."
     pair = compared(query, gallery, metric, exclude, chunk)
     room = len(pair.gallery) - (gallery is None)
-    if not 1 <= k <= room: raise ValueError(f"k must be 1 to {room}, the images there are to find, got {k}")
-    dtype, found = torch.promote_types(torch.promote_types(pair.query.dtype, pair.gallery.dtype), torch.float32), []
+    if not 1 <= k <= room:
+        raise ValueError(f"k must be 1 to {room}, "
+                         f"the images there are to find, got {k}")
+    dtype = torch.promote_types(pair.query.dtype, pair.gallery.dtype)
+    dtype = torch.promote_types(dtype, torch.float32)
+    found = []
     for part in chunks(pair, k, chunk):
-        more = min(k + SPARE, len(pair.gallery) - SPARE*bool(part.error)) if metric == "euclidean" else k
-        s, columns = _listed(pair, part, more)
-        few = (s[:, k - 1] == -torch.inf).nonzero()[:, 0]
-        if len(few): raise ValueError(f"query row {int(part.rows[few[0]])} may find fewer than k={k} images")
-        if metric == "euclidean": s, columns = _nearest(pair, part, s, columns, k)
-        else: s = _scores(pair, part.rows, s)
-        found.append((s.to(dtype), columns))
+        s, rows = _listed(pair, part, k)
+        found.append((s.to(dtype), rows))
     found = tuple(torch.cat(part) for part in zip(*found, strict=True))
     return found if isinstance(query, Tensor) else tuple(part.numpy() for part in found)

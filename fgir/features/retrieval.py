@@ -1,4 +1,4 @@
-"""How well vectors find images of their kind, and what they find
+"""What a search finds, and how often it is right
 
 Docs: https://fgir.github.io/fgir/features.retrieval.html.md"""
 
@@ -19,9 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fgir.data.files import (
-    write_folder_atomic,
-)
+from ..data.files import write_folder_atomic
 from ..data.images import load_row
 from .exact import neighbours
 from .metrics import check_ranks, score_queries
@@ -29,91 +27,113 @@ from .store import Features
 
 # %% ../../nbs/45_features.retrieval.ipynb #a28364cd
 def sides(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
-    "Rows of the queries and rows of the gallery, which is None where all rows are searched among each other."
+    "Rows of the queries and the gallery; no gallery if rows search among each other."
     query, gallery = (np.flatnonzero(table["split"] == s) for s in ("query", "gallery"))
     if (len(query) > 0) != (len(gallery) > 0):
         raise ValueError("table: queries without a gallery, or the other way round")
     return (query, gallery) if len(query) else (np.arange(len(table)), None)
 
+# %% ../../nbs/45_features.retrieval.ipynb #7185d482
 def query_and_gallery(
     table: pd.DataFrame,  # N rows
     x: np.ndarray | Tensor,  # (N, D)
-) -> tuple:  # vectors and labels of the queries, and of the gallery; the latter None where there is no gallery
+) -> tuple:  # vectors and labels of queries, then of the gallery (None without one)
     "What a search or a measure takes of the vectors of a table."
     (query, gallery), labels = sides(table), table["label"].to_numpy()
     if gallery is None: return x, labels, None, None
     return x[query], labels[query], x[gallery], labels[gallery]
 
+# %% ../../nbs/45_features.retrieval.ipynb #da4caebd
+def _recall_of(features: Features, name: str, measures: list[str], metric: str) -> dict:
+    "The row of one array."
+    query, labels, gallery, among = query_and_gallery(features.table, features[name])
+    scores = score_queries(query, labels, gallery, among, measures, metric)
+    return dict(
+        descriptor=name, dim=query.shape[1], metric=metric, n_queries=len(query),
+        n_gallery=len(query) - 1 if gallery is None else len(gallery),
+        **scores[measures].mean())
+
+# %% ../../nbs/45_features.retrieval.ipynb #cebb6d27
 def evaluate_recall(
     features: Features,
     ks: Sequence[int] = (1, 2, 4, 8),
     metric: str = "cosine",  # "cosine", "dot" or "euclidean"
-    measures: Sequence[str] = (),  # more than recall, such as "MAP@R", see `score_queries`
-) -> pd.DataFrame:  # one row an array: its name and size, who was searched among whom, R@K and measures from 0 to 1
-    "Recall@K of every array: queries in the gallery where the table names them, else all rows among each other."
-    rows, measures = [], list(dict.fromkeys([*(f"R@{k}" for k in check_ranks(ks)), *measures]))
-    for name in features.names:
-        query, labels, gallery, gallery_labels = query_and_gallery(features.table, features[name])
-        scores = score_queries(query, labels, gallery, gallery_labels, measures, metric)[measures].mean()
-        n_gallery = len(query) - 1 if gallery is None else len(gallery)
-        about = dict(descriptor=name, dim=query.shape[1], metric=metric, n_queries=len(query), n_gallery=n_gallery)
-        rows.append({**about, **scores})
+    measures: Sequence[str] = (),  # more, such as "MAP@R", see `score_queries`
+) -> pd.DataFrame:  # a row an array: name, size, counts, then R@K and measures, 0 to 1
+    "Recall@K of every array, for the queries of the table or for all its rows."
+    wanted = list(dict.fromkeys([*(f"R@{k}" for k in check_ranks(ks)), *measures]))
+    rows = [_recall_of(features, name, wanted, metric) for name in features.names]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/45_features.retrieval.ipynb #94ab0093
-def _draw(ax: plt.Axes, image: Image.Image, name: str, color: str | None = None, score: float | None = None) -> None:
+def _draw(
+    ax: plt.Axes, image: Image.Image, name: str,
+    color: str | None = None, score: float | None = None,
+) -> None:
     "An image under its class name, in a colored frame or in none, over a score."
     width = int(ax.get_figure().get_size_inches()[0] / ax.get_gridspec().ncols * 16)
+    lines = wrap(name.replace("_", " "), width, max_lines=2, placeholder="…")
     ax.imshow(image)
     ax.set(xticks=[], yticks=[])
-    ax.set_title("\n".join(wrap(name.replace("_", " "), width, max_lines=2, placeholder="…")), fontsize=7, pad=3)
+    ax.set_title("\n".join(lines), fontsize=7, pad=3)
     if score is not None: ax.set_xlabel(f"{score:.4f}", fontsize=7, labelpad=2)
-    for spine in ax.spines.values(): spine.set(visible=color is not None, color=color, linewidth=3)
+    for spine in ax.spines.values():
+        spine.set(visible=color is not None, color=color, linewidth=3)
 
 # %% ../../nbs/45_features.retrieval.ipynb #87eabfb0
 def show_neighbours(
     table: pd.DataFrame,  # of the queries
     queries: Sequence[int] | Tensor,  # (Q,) rows of the table
     indices: Sequence[Sequence[int]] | Tensor,  # (Q, k) rows of the gallery, best first
-    gallery: pd.DataFrame | None = None,  # table of the gallery; default the same table
-    scores: Sequence[Sequence[float]] | Tensor | None = None,  # (Q, k) similarities or distances, to be shown
+    gallery: pd.DataFrame | None = None,  # its table; default the same table
+    scores: Sequence[Sequence[float]] | Tensor | None = None,  # (Q, k) numbers to show
     cell: float = 1.2,  # inches, side of an image
     crop: bool = False,  # crop to the boxes
 ) -> Figure:
-    "Draw queries and their neighbors: green frames for the same class, red ones for another."
+    "Draw queries and their neighbors: green frames for the same class, else red."
     gallery = table if gallery is None else gallery
     queries, indices = np.asarray(queries), np.asarray(indices)
     if indices.ndim != 2 or len(indices) != len(queries) or not len(queries):
-        raise ValueError(f"indices of shape {indices.shape} for {len(queries)} queries, instead of ({len(queries)}, k)")
-    fig, axs = plt.subplots(len(queries), indices.shape[1] + 1, squeeze=False, layout="constrained",
-                            figsize=(cell * (indices.shape[1] + 1), (cell + .35) * len(queries)))
-    for i, (q, found) in enumerate(zip(queries.tolist(), indices.tolist(), strict=True)):
+        raise ValueError(f"indices of shape {indices.shape} for "
+                         f"{len(queries)} queries, instead of ({len(queries)}, k)")
+    rows, columns = len(queries), indices.shape[1] + 1
+    fig, axs = plt.subplots(rows, columns, squeeze=False, layout="constrained",
+                            figsize=(cell * columns, (cell + .35) * rows))
+    for i, q in enumerate(queries.tolist()):
         _draw(axs[i, 0], load_row(table, q, crop), table["name"].iat[q])
-        for j, row in enumerate(found):
-            color = "green" if table["label"].iat[q] == gallery["label"].iat[row] else "red"
+        for j, row in enumerate(indices[i].tolist()):
+            same = table["label"].iat[q] == gallery["label"].iat[row]
             score = None if scores is None else float(scores[i][j])
-            _draw(axs[i, j + 1], load_row(gallery, row, crop), gallery["name"].iat[row], color, score)
+            _draw(axs[i, j + 1], load_row(gallery, row, crop), gallery["name"].iat[row],
+                  "green" if same else "red", score)
     plt.close(fig)
     return fig
 
 # %% ../../nbs/45_features.retrieval.ipynb #514c3602
-def _search_one(features: Features, row: int, name: str, k: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    "Scores and table rows of at most `k` neighbors of one row, in the gallery if there is one, else among all others."
+def _search_one(
+    features: Features, row: int, name: str, k: int, metric: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    "Scores and table rows of at most `k` neighbors of one row."
     query, gallery = sides(features.table)
     rows = np.setdiff1d(query if gallery is None else gallery, [row])
-    scores, found = neighbours(features[name][[row]], features[name][rows], k=min(k, len(rows)), metric=metric)
+    x = features[name]
+    scores, found = neighbours(x[[row]], x[rows], k=min(k, len(rows)), metric=metric)
     return scores[0], rows[found[0]]
 
 # %% ../../nbs/45_features.retrieval.ipynb #618f0e6a
-def _small(table: pd.DataFrame, row: int, crop: bool, color: str | None = None) -> Image.Image:
+def _small(
+    table: pd.DataFrame, row: int, crop: bool, color: str | None = None,
+) -> Image.Image:
     "An image squashed to 224×224 pixels, in a frame if a color is given."
     image = load_row(table, row, crop).resize((224, 224), Image.Resampling.BILINEAR)
     if color: ImageDraw.Draw(image).rectangle((0, 0, 223, 223), outline=color, width=8)
     return image
 
+# %% ../../nbs/45_features.retrieval.ipynb #1add07dc
 def _refuse_other_folder(folder: Path):
-    "Raise FileExistsError for a folder that holds something but no pictures of a search."
-    if folder.is_dir() and any(folder.iterdir()) and not (folder/"query_img.jpg").exists():
+    "Raise FileExistsError for a folder of other things than pictures of a search."
+    filled = folder.is_dir() and any(folder.iterdir())
+    if filled and not (folder/"query_img.jpg").exists():
         raise FileExistsError(f"{folder}: a folder of other files")
 
 # %% ../../nbs/45_features.retrieval.ipynb #cf10cc81
@@ -123,14 +143,15 @@ def save_retrieval_pictures(
     out: str | Path,  # folder to make the query's folder in
     k: int = 8,  # neighbors, at most
     name: str | None = None,  # which array; default the first
-    metric: str = "euclidean",  # what the numbers in the file names are; PP has "cosine"
+    metric: str = "euclidean",  # of the numbers in the file names; PP has "cosine"
     crop: bool | None = None,  # crop to the boxes; default as the features were made
     force: bool = False,  # overwrite the query's folder
-    folder: str | None = None,  # its name; default the row and the name of the query's file
+    folder: str | None = None,  # its name; default the row and the query's file name
 ) -> Path:  # the query's folder
-    "Write a query and its neighbors as pictures with green and red frames (CGD, PP: `test.py`)."
+    "Write a query and its neighbors as framed pictures (CGD, PP: `test.py`)."
     table, labels = features.table, features.table["label"].to_numpy()
-    if not 0 <= row < len(table): raise ValueError(f"row must be 0 to {len(table) - 1}, got {row}")
+    if not 0 <= row < len(table):
+        raise ValueError(f"row must be 0 to {len(table) - 1}, got {row}")
     crop = bool(features.record.get("crop")) if crop is None else crop
     scores, found = _search_one(features, row, name or features.names[0], k, metric)
     made = Path(out)/(folder or f"{row}_{Path(table['path'].iat[row]).stem}")
@@ -139,5 +160,6 @@ def save_retrieval_pictures(
         _small(table, row, crop).save(tmp/"query_img.jpg")
         for rank, (score, i) in enumerate(zip(scores, found, strict=True), 1):
             color = "green" if labels[i] == labels[row] else "red"
-            _small(table, i, crop, color).save(tmp/f"retrieval_img_{rank}_{score:.4f}.jpg")
+            name = f"retrieval_img_{rank}_{score:.4f}.jpg"
+            _small(table, i, crop, color).save(tmp/name)
     return made

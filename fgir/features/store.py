@@ -17,19 +17,13 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from fgir.data.files import (
-    OpenFile,
-    check,
-    lay_out,
-    naming,
-    write_atomic,
-)
+from ..data.files import OpenFile, check, lay_out, naming, write_atomic
 from ..data.table import BOX
 
 # %% ../../nbs/42_features.store.ipynb #39c09951
 @dataclass(repr=False)
 class Features:
-    "Named (N, D) float arrays, row-aligned with a table, and the record of how they were made."
+    "Named (N, D) float arrays, row-aligned with a table, and how they were made."
     arrays: dict[str, np.ndarray]
     table: pd.DataFrame
     record: dict = field(default_factory=dict)
@@ -39,7 +33,8 @@ class Features:
         self.table = self.table.reset_index(drop=True)
         for name, a in self.arrays.items():
             if a.ndim != 2 or len(a) != len(self.table) or a.dtype.kind != "f":
-                raise ValueError(f"array {name!r}: {a.dtype} {a.shape}, the table needs floats ({len(self.table)}, D)")
+                raise ValueError(f"array {name!r}: {a.dtype} {a.shape}, "
+                                 f"the table needs floats ({len(self.table)}, D)")
 
     @property
     def names(self) -> list[str]: return list(self.arrays)
@@ -47,31 +42,40 @@ class Features:
     def __len__(self) -> int: return len(self.table)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.arrays: raise KeyError(f"no array {name!r}, there are {', '.join(self.names)}")
+        if name not in self.arrays:
+            raise KeyError(f"no array {name!r}, there are {', '.join(self.names)}")
         return self.arrays[name]
 
-    def __repr__(self) -> str:
-        parts = ", ".join(f"{name} ({a.shape[1]}, {a.dtype})" for name, a in self.arrays.items())
-        return f"Features of {len(self)} images: {parts}"
-
-# %% ../../nbs/42_features.store.ipynb #fae29063
-def _rows(table: pd.DataFrame, which: str | Sequence[str] | Sequence[bool] | Sequence[int]) -> np.ndarray:
-    "Row numbers of splits, of a mask, or as given."
-    which = np.atleast_1d(np.asarray(which))
-    if which.dtype.kind in "UO":
-        missing = set(which) - set(table["split"])
-        if missing: raise ValueError(f"no rows of split {', '.join(sorted(missing))}, there are "
-                                     f"{', '.join(sorted(set(table['split'])))}")
-        return np.flatnonzero(table["split"].isin(which))
-    if which.dtype == bool and which.shape != (len(table),):
-        raise ValueError(f"a mask of shape {which.shape} for {len(table)} rows")
-    return np.flatnonzero(which) if which.dtype == bool else which
-
+# %% ../../nbs/42_features.store.ipynb #fc0813e3
 @patch
-def select(self: Features, which: str | Sequence[str] | Sequence[bool] | Sequence[int]) -> Features:
+def __repr__(self: Features) -> str:
+    arrays = (f"{name} ({a.shape[1]}, {a.dtype})" for name, a in self.arrays.items())
+    return f"Features of {len(self)} images: {', '.join(arrays)}"
+
+# %% ../../nbs/42_features.store.ipynb #54f4727d
+def _of_splits(table: pd.DataFrame, splits: np.ndarray) -> np.ndarray:
+    "Row numbers of some splits."
+    missing, there = set(splits) - set(table["split"]), sorted(set(table["split"]))
+    if missing:
+        raise ValueError(f"no rows of split {', '.join(sorted(missing))}, "
+                         f"there are {', '.join(there)}")
+    return np.flatnonzero(table["split"].isin(splits))
+
+# %% ../../nbs/42_features.store.ipynb #369326d1
+@patch
+def select(
+    self: Features,
+    which: str | Sequence[str] | Sequence[bool] | Sequence[int],  # splits, mask or rows
+) -> Features:
     "Rows by split name or names, by a mask (N,), or by number."
-    rows = _rows(self.table, which)
-    return Features({name: a[rows] for name, a in self.arrays.items()}, self.table.iloc[rows], self.record)
+    rows = np.atleast_1d(np.asarray(which))
+    if rows.dtype.kind in "UO": rows = _of_splits(self.table, rows)
+    elif rows.dtype == bool:
+        if rows.shape != (len(self),):
+            raise ValueError(f"a mask of shape {rows.shape} for {len(self)} rows")
+        rows = np.flatnonzero(rows)
+    arrays = {name: a[rows] for name, a in self.arrays.items()}
+    return Features(arrays, self.table.iloc[rows], self.record)
 
 # %% ../../nbs/42_features.store.ipynb #47730d92
 def pack_column(column: pd.Series) -> np.ndarray:
@@ -79,7 +83,8 @@ def pack_column(column: pd.Series) -> np.ndarray:
     if column.dtype.kind in "iufb": return column.to_numpy()
     values = column.tolist()
     if not all(isinstance(v, str) and "\0" not in v for v in values):
-        raise ValueError(f"column {column.name!r} holds neither numbers nor text alone, and cannot be saved")
+        raise ValueError(f"column {column.name!r} holds neither numbers "
+                         "nor text alone, and cannot be saved")
     return np.frombuffer("\0".join(values).encode(), dtype=np.uint8)
 
 def _unpack(packed: np.ndarray, n: int, is_text: bool) -> np.ndarray | list[str]:
@@ -90,29 +95,49 @@ def _unpack(packed: np.ndarray, n: int, is_text: bool) -> np.ndarray | list[str]
 # %% ../../nbs/42_features.store.ipynb #a543251e
 _FORMAT = "fgir.Features 1"
 _TEXT, _NUMBERS = (str, type(None)), ([float], type(None))
-_RECORD = dict(model=_TEXT, weights=_TEXT, dataset=_TEXT, tfms=_TEXT, size=(int, list, type(None)), mean=_NUMBERS,
-               std=_NUMBERS, dtype=_TEXT, note=_TEXT, fgir=_TEXT, torch=_TEXT, date=_TEXT,
-               skipped=({str: str}, type(None)), source=({str: _TEXT}, type(None)), made=({str: str}, type(None)))
+_RECORD = dict(
+    model=_TEXT, weights=_TEXT, dataset=_TEXT, tfms=_TEXT, size=(int, list, type(None)),
+    mean=_NUMBERS, std=_NUMBERS, dtype=_TEXT, note=_TEXT, fgir=_TEXT, torch=_TEXT,
+    date=_TEXT, skipped=({str: str}, type(None)), source=({str: _TEXT}, type(None)),
+    made=({str: str}, type(None)))
 _ATTRS = dict(root=_TEXT, dataset=_TEXT, cache=_TEXT)
 ABOUT = dict(names=[str], columns=[[str, bool]])
 
+# %% ../../nbs/42_features.store.ipynb #98dc2100
 def _json(value: object, kinds: Mapping, what: str) -> str:
-    "Text of a mapping in JSON; ValueError for what JSON lacks, or a field that is not of its kind."
+    "A mapping as JSON; ValueError for what JSON lacks, or a field of another type."
     try: text = json.dumps(value)
-    except (TypeError, ValueError, RecursionError) as e: raise ValueError(f"{what} cannot be saved as JSON: {e}") from None
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f"{what} cannot be saved as JSON: {e}") from None
     check(json.loads(text), kinds, what)
     return text
 
+# %% ../../nbs/42_features.store.ipynb #846206f1
+def _header(table: pd.DataFrame, names: list[str], record: dict) -> dict[str, str]:
+    "What the header of a file says."
+    columns = [[c, table[c].dtype.kind not in "iufb"] for c in table]
+    about = dict(names=names, columns=columns)
+    return dict(
+        format=_FORMAT, about=_json(about, ABOUT, "table"),
+        record=_json(record, _RECORD, "record"),
+        attrs=_json(table.attrs, _ATTRS, "table.attrs"))
+
 # %% ../../nbs/42_features.store.ipynb #4731f640
-def create_file(path: Path, shapes: Mapping[str, tuple[np.dtype, tuple]], table: pd.DataFrame, record: dict,
-            hidden: Sequence[str] = (), **metadata: str) -> dict[str, np.ndarray]:
-    "Make a file of features with its table, and map its arrays, full of zeros, for writing; `hidden` ones are not features."
+def create_file(
+    path: Path,
+    shapes: Mapping[str, tuple[np.dtype, tuple]],  # dtype and shape of each array
+    table: pd.DataFrame,
+    record: dict,
+    hidden: Sequence[str] = (),  # arrays that are not features
+    **metadata: str,  # more for the header
+) -> dict[str, np.ndarray]:
+    "Make a file of features with its table, and map its arrays for writing."
     columns = {f"table.{name}": pack_column(table[name]) for name in table}
-    if columns.keys() & shapes.keys(): raise ValueError("array names must not be those of table columns")
-    about = dict(names=[n for n in shapes if n not in hidden], columns=[[c, table[c].dtype.kind not in "iufb"] for c in table])
-    metadata = dict(format=_FORMAT, about=_json(about, ABOUT, "table"), record=_json(record, _RECORD, "record"),
-                    attrs=_json(table.attrs, _ATTRS, "table.attrs"), **metadata)
-    maps = lay_out(path, {**shapes, **{n: (c.dtype, c.shape) for n, c in columns.items()}}, metadata)
+    if columns.keys() & shapes.keys():
+        raise ValueError("array names must not be those of table columns")
+    header = _header(table, [n for n in shapes if n not in hidden], record) | metadata
+    all_shapes = {**shapes, **{n: (c.dtype, c.shape) for n, c in columns.items()}}
+    maps = lay_out(path, all_shapes, header)
     for name, column in columns.items(): maps[name][...] = column
     return {name: maps[name] for name in shapes}
 
@@ -125,48 +150,62 @@ def save(
 ) -> Path:
     "Write everything to one file, completely or not at all."
     path = Path(path)
-    if path.exists() and not force: raise FileExistsError(f"{path} exists; force=True overwrites it")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists; force=True overwrites it")
+    shapes = {name: (a.dtype, a.shape) for name, a in self.arrays.items()}
     with write_atomic(path) as tmp:
-        maps = create_file(tmp, {n: (a.dtype, a.shape) for n, a in self.arrays.items()}, self.table, self.record)
+        maps = create_file(tmp, shapes, self.table, self.record)
         for name, a in self.arrays.items(): maps[name][...] = a
     return path
 
-# %% ../../nbs/42_features.store.ipynb #29478138
-_COLUMNS = dict(path="text", name="text", split="text", label="whole numbers") | {c: "numbers" for c in BOX}
+# %% ../../nbs/42_features.store.ipynb #784a0662
+_COLUMNS = dict(path="text", name="text", split="text", label="whole numbers")
+_COLUMNS |= {c: "numbers" for c in BOX}
 _KINDS = {"text": "U", "whole numbers": "iu", "numbers": "iuf"}
 
-def _column(file: OpenFile, name: str, n: int, is_text: bool) -> np.ndarray | list[str]:
-    "A column of a table of `n` rows; ValueError if it has another number of them, or is of another kind."
-    where, packed = f"{file.path}: column {name!r}", file.array(f"table.{name}")
+def _check_column(packed: np.ndarray, name: str, n: int, is_text: bool, where: str):
+    "ValueError for a column of another type than fgir reads."
     wanted, kind = _COLUMNS.get(name), "U" if is_text else packed.dtype.kind
-    if n and wanted and kind not in _KINDS[wanted]: raise ValueError(f"{where} holds no {wanted}")
-    if packed.ndim != 1 or (is_text and packed.dtype != np.uint8): raise ValueError(f"{where} is {packed.dtype} {packed.shape}")
+    if n and wanted and kind not in _KINDS[wanted]:
+        raise ValueError(f"{where} holds no {wanted}")
+    if packed.ndim != 1 or (is_text and packed.dtype != np.uint8):
+        raise ValueError(f"{where} is {packed.dtype} {packed.shape}")
+
+# %% ../../nbs/42_features.store.ipynb #1012d409
+def _column(file: OpenFile, name: str, n: int, is_text: bool) -> np.ndarray | list[str]:
+    "A column of a table of `n` rows; ValueError if it does not fit."
+    where, packed = f"{file.path}: column {name!r}", file.array(f"table.{name}")
+    _check_column(packed, name, n, is_text, where)
     try: column = _unpack(packed, n, is_text)
-    except UnicodeDecodeError as e: raise ValueError(f"{where} is not UTF-8 ({e})") from None
-    if len(column) != n: raise ValueError(f"{where} has {len(column)} rows, the arrays have {n}")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{where} is not UTF-8 ({e})") from None
+    if len(column) != n:
+        raise ValueError(f"{where} has {len(column)} rows, the arrays have {n}")
     return column
 
 # %% ../../nbs/42_features.store.ipynb #b36d60a7
 def open_features(path: Path) -> OpenFile:
-    "Open a file of features; ValueError if it is one of something else, or not all there."
+    "Open a file of features; ValueError for another kind of file, or one cut short."
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file of features")
     file = OpenFile(path)
     if file.metadata.get("format") == _FORMAT: return file
     file.file.close()
     raise ValueError(f"{path} is a safetensors file, but not of {_FORMAT!r}")
 
+# %% ../../nbs/42_features.store.ipynb #07d97153
 def read_features(file: OpenFile) -> Features:
-    "The features of a file that is open; ValueError that names the file and the field which is wrong."
-    about, record, attrs = (file.field(n, kinds) for n, kinds in dict(about=ABOUT, record=_RECORD, attrs=_ATTRS).items())
+    "The features of an open file; ValueError names the file and the wrong field."
+    about, record = file.field("about", ABOUT), file.field("record", _RECORD)
+    attrs = file.field("attrs", _ATTRS)
     arrays = {name: file.array(name) for name in about["names"]}
     n = next((a.shape[0] for a in arrays.values() if a.ndim), 0)
-    table = pd.DataFrame({c: _column(file, c, n, is_text) for c, is_text in about["columns"]})
+    columns = {c: _column(file, c, n, is_text) for c, is_text in about["columns"]}
+    table = pd.DataFrame(columns)
     table.attrs = attrs
     if record.get("crop") and len(table) and not {*BOX} <= {*table}:
         raise ValueError(f"{file.path}: record.crop: true, but its table has no boxes")
     with naming(file.path): return Features(arrays, table, record)
 
-# %% ../../nbs/42_features.store.ipynb #9e43c3ba
 @patch(cls_method=True)
 def load(
     cls: Features,
