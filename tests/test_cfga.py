@@ -32,10 +32,12 @@ from fgir.papers.cfga import (
     Capture,
     Describe,
     activation_mask,
+    aggregate,
     default_layers,
     filter_change,
     largest_component,
     pool_masked,
+    program_descriptor,
 )
 from fgir.papers.programs import load_program_model
 
@@ -428,3 +430,34 @@ def test_wrong_checkpoints(tmp_path):
     for gone, said in (('layer4.2.bn3.weight', 'layer4.2.bn3.weight missing'), ('class_fc.bias', 'Missing key')):
         torch.save({'model': {k: v for k, v in state.items() if k != gone}}, path)
         with pytest.raises(ValueError, match=said): load_program_model(path)
+
+
+def test_the_example_of_the_specification():
+    g = torch.sin(1.7*torch.arange(1, 25)).view(3, 2, 4)
+    change = (g.amax(-1) - g.amin(-1) + g.std(-1))[None]
+    torch.testing.assert_close(aggregate(change)[0], torch.tensor([1.8513, .8956]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(F.normalize(aggregate(change))[0], torch.tensor([.9002, .4355]), rtol=0, atol=1e-4)
+
+
+def test_a_spiral_is_one_component():
+    spiral = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]]).bool()
+    found = largest_component(torch.stack([spiral, ~spiral, spiral & False]))
+    assert found.sum((1, 2)).tolist() == [17, 8, 25]
+
+
+def test_a_depthwise_convolution_is_refused():
+    net = create_backbone('test_convnext', pretrained=False)
+    with pytest.raises(ValueError, match='conv_dw. is depthwise: nothing can be selected by rows of one; take select=False'):
+        CFGA(net, ['stages.3.blocks.0.conv_dw'])
+
+
+def test_an_image_is_described_alike_alone_and_in_company_and_leaves_the_network_alone():
+    net, x = RetrievalNet(create_backbone('test_resnet', pretrained=False), dim=8).eval(), torch.randn(3, 3, 64, 64)
+    together = CFGA(net)(x)['cfga+']
+    for i in range(3): torch.testing.assert_close(CFGA(net)(x[i:i + 1])['cfga+'][0], together[i], rtol=0, atol=1e-5)
+    assert not net.training and all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+def test_the_arrays_of_a_program():
+    net = RetrievalNet(create_backbone('test_resnet', pretrained=False), dim=8)
+    assert program_descriptor(net, 'proxy_anchor').what == ['layer4.0.conv1', 'layer4.0.conv2', 'cfga+', 'embedding']

@@ -2,9 +2,12 @@
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 from torch import nn
 
+from fgir.backbones.nets import count_operations, count_parameters
+from fgir.backbones.registry import create_backbone
 from fgir.data.fish import synth_dataset
 from fgir.data.table import hold_out_classes
 from fgir.features.store import Features
@@ -157,3 +160,50 @@ def test_the_statistics_file_belongs_to_the_run(table, tmp_path):
                                         (dict(batch_size=10), 'per_class'), (dict(backbone='resnet51'), 'resnet51')])
 def test_bad_arguments_are_named(table, tmp_path, bad, words):
     with pytest.raises(ValueError, match=words): tiny(table, tmp_path, **bad)
+
+
+def wave(rows: int, cols: int, a: float, b: float) -> torch.Tensor:
+    i, j = torch.meshgrid(torch.arange(rows).double(), torch.arange(cols).double(), indexing='ij')
+    return torch.sin(a*(i + 1)*(j + 1) + b*(i - j))
+
+
+class PassThrough(nn.Identity):
+    n_features, config = 4, {'name': 'none'}
+
+
+def test_golden_embedding():
+    "The head alone, against numbers computed once in float64 with the program's formula."
+    net = CGDNet(PassThrough(), 'SG', 6, n_classes=2).double().eval()
+    net.reductions[0].weight.data, net.reductions[1].weight.data = wave(3, 4, .9, -.5), wave(3, 4, 1.3, .4)
+    embedding = net(wave(2, 16, .7, .3).abs().reshape(2, 4, 2, 2))
+    golden = [[0.0928818363, 0.4039177934, 0.5729078291, 0.4993054655, 0.2099995204, -0.4545264057],
+              [-0.0253436006, 0.6611023866, 0.2496023564, 0.6177410256, 0.0853527093, -0.3333330772]]
+    assert embedding.flatten().tolist() == pytest.approx(sum(golden, []), abs=1e-9)
+    a, b = embedding.detach()
+    halves = ((a[:3] - b[:3])**2).sum()*2, ((a[3:] - b[3:])**2).sum()*2
+    assert ((a - b)**2).sum().item() == pytest.approx(sum(halves).item()/2, abs=1e-12)
+
+
+def test_golden_loss():
+    x, y = F.normalize(wave(8, 4, .7, .3)), torch.arange(8)//2
+    loss = CGDLoss()((x, 3*wave(8, 5, 1.1, .2)), y)
+    assert loss.item() == pytest.approx(1.360406858569605 + 4.286278755353275, abs=1e-9)
+
+
+COSTS = [  # parameters and operations of SG, 1536, as the README of the program rounds them
+    ('resnet50', 98, 26_858_658, 10_644_007_424), ('resnet50', 100, 26_862_756, 10_644_015_616),
+    ('resnet50', 11318, 49_848_438, 10_689_964_544), ('resnet50', 3997, 34_847_709, 10_659_977_728),
+    ('resnext50_32x4d', 98, 26_330_530, 10_839_894_528), ('resnext50_32x4d', 100, 26_334_628, 10_839_902_720),
+    ('resnext50_32x4d', 11318, 49_320_310, 10_885_851_648), ('resnext50_32x4d', 3997, 34_319_581, 10_855_864_832)]
+
+
+@pytest.mark.parametrize('backbone, n_classes, parameters, operations', COSTS)
+def test_the_costs_that_the_program_states(backbone, n_classes, parameters, operations):
+    with torch.device('meta'):
+        net = CGDNet(create_backbone(backbone, pretrained=False, last_strides=(1, 2)), 'SG', 1536, n_classes)
+    assert (count_parameters(net), count_operations(net)) == (parameters, operations)
+
+
+@pytest.mark.parametrize('config, dim, words', [('GG', 6, "'GG': not one of S, M"), ('SMG', 64, 'not divisible by 3')])
+def test_wrong_configurations(config, dim, words):
+    with pytest.raises(ValueError, match=words): CGDNet(PassThrough(), config, dim)

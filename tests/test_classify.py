@@ -166,6 +166,11 @@ def test_network_is_backbone_mean_and_linear_layer():
     assert groups == [sum(p.numel() for p in net.backbone.parameters()), 5*net.dim + 5]
 
 
+def test_the_size_of_the_programs_network_for_cub():
+    with torch.device('meta'): net = Classifier(create_backbone('resnet50', pretrained=False), 200)
+    assert sum(p.numel() for p in net.parameters()) == 23_508_032 + 200*2049
+
+
 def test_pooling_dropout_and_names_survive_a_file(tmp_path):
     net = Classifier(create_backbone('test_resnet', pretrained=False), 2, pool='concat', dropout=.5, vocab=['é', 'b b'])
     again = load_model(save_model(net, tmp_path/'net'))

@@ -5,10 +5,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from fgir.backbones.nets import RetrievalNet
+from fgir.backbones.nets import Pooled, RetrievalNet
 from fgir.backbones.registry import create_backbone
 from fgir.papers.cfga import CFGA, Call, Describe
-from fgir.papers.explain import _grid, evidence
+from fgir.papers.explain import _grid, _on_grid, evidence
 
 def small_net(name: str) -> nn.Module:
     torch.manual_seed(0)
@@ -82,3 +82,22 @@ def test_names():
     for what, name in ((['scda_norm_each'], None), (['cfga+'], 'layer9')):
         with pytest.raises(ValueError, match='is no layer'): number(what, name)
     with pytest.raises(ValueError, match='no model with backbone'): evidence(net.backbone, a, b)
+
+
+def test_an_unknown_pooling_is_named():
+    a, b = torch.randn(2, 1, 3, 64, 64)
+    pooled = Pooled(create_backbone('test_resnet', pretrained=False))
+    with pytest.raises(ValueError, match="no array 'G', there are S, M"): evidence(pooled, a, b, 'G')
+
+
+@pytest.mark.parametrize('given, size', [((15, 13), (8, 7)), ((4, 4), (8, 8)), ((16, 16), (4, 4))])
+def test_a_map_on_another_grid_keeps_its_sum(given, size):
+    heat = torch.rand(given)
+    moved = _on_grid(heat.flatten(), Call(1, heat, heat[None, None], moves=(1, 0, 1, 1)), torch.Size(size))
+    assert moved.shape == size and float(moved.sum()) == pytest.approx(float(heat.sum()), rel=1e-4)
+
+
+def test_the_share_of_a_class_token_is_spread():
+    tokens = torch.tensor([4., 0, 1, 2, 3])
+    spread = _on_grid(tokens, Call(1, tokens, torch.zeros(1, 5, 7)), torch.Size((2, 2)), 1)
+    assert spread.tolist() == [[1, 2], [3, 4]]

@@ -1,7 +1,6 @@
 from .cfga import (
     CFGA as CFGA,
     LOSSES as LOSSES,
-    NORMS as NORMS,
     POOLED as POOLED,
     PROGRAM_NETWORKS as PROGRAM_NETWORKS,
     Call as Call,
@@ -55,8 +54,8 @@ from .formats import (
     names_of_files as names_of_files,
     prepare as prepare,
     read_cfga_json as read_cfga_json,
+    read_cfga_lists as read_cfga_lists,
     read_cgd_dicts as read_cgd_dicts,
-    read_json_list as read_json_list,
     write_cfga_json as write_cfga_json,
     write_cgd_dicts as write_cgd_dicts,
     write_crops as write_crops,

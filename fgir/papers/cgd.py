@@ -11,6 +11,7 @@ __all__ = ['GD_CONFIGS', 'CGDNet', 'CGDLoss', 'cgd_prefix', 'cgd_learner']
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..backbones.nets import create_pool
@@ -22,103 +23,127 @@ from ..training.runs import learner_from_recipe
 # %% ../../nbs/60_papers.cgd.ipynb #c5490186
 GD_CONFIGS = ('S', 'M', 'G', 'SM', 'MS', 'SG', 'GS', 'MG', 'GM', 'SMG', 'MSG', 'GSM')
 
+# %% ../../nbs/60_papers.cgd.ipynb #48093ce9
+def _part_length(gd_config: str, feature_dim: int) -> int:
+    "Numbers of the embedding for each letter."
+    if gd_config not in GD_CONFIGS:
+        raise ValueError(f"gd_config {gd_config!r}: not one of {', '.join(GD_CONFIGS)}")
+    n = len(gd_config)
+    if feature_dim % n:
+        raise ValueError(f'feature_dim {feature_dim}: not divisible by {n}, '
+                         f'the letters of {gd_config}')
+    return feature_dim//n
+
 # %% ../../nbs/60_papers.cgd.ipynb #02911da1
 class CGDNet(nn.Module):
-    "Combined global descriptors: (B, 3, H, W) → unit (B, `feature_dim`); while training also class scores (B, C)."
+    "Images (B,3,H,W) to unit vectors (B,D); in training also class scores (B,C)."
     class_path = 'fgir.papers.CGDNet'
 
     def __init__(
         self,
-        backbone: nn.Module,     # from `create_backbone`
-        gd_config: str = 'SG',   # one of `GD_CONFIGS`
-        feature_dim: int = 1536, # length of the embedding, divisible by the number of letters
-        n_classes: int = 2,      # C, classes of the auxiliary classifier
+        backbone: nn.Module,  # from `create_backbone`
+        gd_config: str = 'SG',  # one of `GD_CONFIGS`
+        feature_dim: int = 1536,  # D, divisible by the number of letters
+        n_classes: int = 2,  # C, of the auxiliary classifier
     ):
         super().__init__()
-        if gd_config not in GD_CONFIGS:
-            raise ValueError(f"gd_config {gd_config!r}: not one of {', '.join(GD_CONFIGS)}")
-        n, channels = len(gd_config), backbone.n_features
-        if feature_dim % n: raise ValueError(f'feature_dim {feature_dim}: not divisible by {n}, the letters of {gd_config}')
+        part, c = _part_length(gd_config, feature_dim), backbone.n_features
         self.backbone, self.dim = backbone, feature_dim
         self.pools = nn.ModuleList(create_pool(g) for g in gd_config)
-        self.reductions = nn.ModuleList(nn.Linear(channels, feature_dim//n, bias=False) for _ in gd_config)
-        self.classifier = nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, n_classes))
-        self.config = dict(backbone=backbone.config, gd_config=gd_config, feature_dim=feature_dim, n_classes=n_classes)
+        reductions = (nn.Linear(c, part, bias=False) for _ in gd_config)
+        self.reductions = nn.ModuleList(reductions)
+        self.classifier = nn.Sequential(nn.BatchNorm1d(c), nn.Linear(c, n_classes))
+        self.config = dict(backbone=backbone.config, gd_config=gd_config,
+                           feature_dim=feature_dim, n_classes=n_classes)
 
-    def forward(self, x: Tensor):
-        pooled = self.pooled(x)
-        return (self.embed(pooled), self.classifier(pooled[0])) if self.training else self.embed(pooled)
+# %% ../../nbs/60_papers.cgd.ipynb #eb7aa0a6
+@patch
+def pooled(self: CGDNet, x: Tensor) -> list:
+    "The global descriptors, n tensors (B,C)."
+    features = self.backbone(x)
+    return [pool(features) for pool in self.pools]
 
-    def pooled(self, x: Tensor) -> list:
-        "The global descriptors, n tensors (B, C)."
-        features = self.backbone(x)
-        return [pool(features) for pool in self.pools]
+# %% ../../nbs/60_papers.cgd.ipynb #6e98107b
+@patch
+def embed(self: CGDNet, pooled: list) -> Tensor:
+    "Shorten, normalize and join the descriptors."
+    pairs = zip(self.reductions, pooled, strict=True)
+    branches = [F.normalize(reduce(descriptor)) for reduce, descriptor in pairs]
+    return F.normalize(torch.cat(branches, dim=1))
 
-    def embed(self, pooled: list) -> Tensor:
-        "Reduce, normalize and join the descriptors `pooled`."
-        branches = [F.normalize(reduce(p)) for reduce, p in zip(self.reductions, pooled, strict=True)]
-        return F.normalize(torch.cat(branches, dim=1))
+# %% ../../nbs/60_papers.cgd.ipynb #6d243f70
+@patch
+def forward(self: CGDNet, x: Tensor):
+    descriptors = self.pooled(x)
+    embedding = self.embed(descriptors)
+    return (embedding, self.classifier(descriptors[0])) if self.training else embedding
 
-    def groups(self) -> list:
-        "Parameter groups: backbone, everything else."
-        heads = [*self.reductions.parameters(), *self.classifier.parameters()]
-        return [list(self.backbone.parameters()), heads]
+@patch
+def groups(self: CGDNet) -> list:
+    "Parameter groups: backbone, everything else."
+    heads = [*self.reductions.parameters(), *self.classifier.parameters()]
+    return [list(self.backbone.parameters()), heads]
 
 # %% ../../nbs/60_papers.cgd.ipynb #18bc61c9
 class CGDLoss(nn.Module):
-    "Batch-hard triplet loss of the embedding plus label-smoothed cross-entropy of the class scores (CGD)."
+    "Batch-hard triplet loss plus smoothed cross-entropy of the class scores (CGD)."
 
-    def __init__(self, smoothing: float = .1, temperature: float = .5, margin: float = .1):
+    def __init__(
+        self,
+        smoothing: float = .1,  # of the labels, 0..1
+        temperature: float = .5,  # divides the class scores
+        margin: float = .1,  # of the triplet loss, in units of distance
+    ):
         super().__init__()
-        self.ranking, self.auxiliary = BatchHardTripletLoss(margin), LabelSmoothingCE(smoothing, temperature)
+        self.ranking = BatchHardTripletLoss(margin)
+        self.auxiliary = LabelSmoothingCE(smoothing, temperature)
 
     def forward(self, output: tuple, labels: Tensor) -> Tensor:
         embedding, scores = output
         return self.auxiliary(scores, labels) + self.ranking(embedding, labels)
 
     def predict(self, output: tuple) -> Tensor:
-        "The class that the auxiliary classifier takes each image for, (B,)."
+        "The most probable class of each image, (B,)."
         return output[1].argmax(dim=1)
 
 # %% ../../nbs/60_papers.cgd.ipynb #5e1d8e2e
 def cgd_prefix(
     recipe: dict,  # the settings of a run, see `get_recipe`
-    data: str,     # first word
+    data: str,  # first word
 ) -> str:
-    "First part of the names of a run's files (CGD), such as car_uncropped_resnet50_SG_1536_0.1_0.5_0.1_128."
-    parts = [v for key in ('net', 'loss') for k, v in recipe[key].items() if k != 'name']
+    "Start of a run's file names, like car_uncropped_resnet50_SG_1536_0.1_0.5_0.1_128."
+    settings = [*recipe['net'].items(), *recipe['loss'].items()]
+    values = [value for key, value in settings if key != 'name']
     crop = 'cropped' if recipe['crop'] else 'uncropped'
-    return '_'.join(map(str, [data, crop, recipe['backbone'], *parts, recipe['batch_size']]))
+    words = [data, crop, recipe['backbone'], *values, recipe['batch_size']]
+    return '_'.join(map(str, words))
 
 # %% ../../nbs/60_papers.cgd.ipynb #dcb7bda6
 def cgd_learner(
-    table: pd.DataFrame,              # from a reader: train, test (or query and gallery) rows
-    data_name: str | None = None,     # first word of the file names; default the table's data set
-    gd_config: str = 'SG',            # one of `GD_CONFIGS`
-    feature_dim: int = 1536,          # length of the embedding
-    smoothing: float = .1,            # label smoothing, 0..1
-    temperature: float = .5,          # divides the class scores
-    margin: float = .1,               # of the triplet loss, in units of distance
-    batch_size: int = 128,            # images a batch, divisible by `per_class`
-    epochs: int = 20,                 # times through the training images
-    backbone: str = 'resnet50',       # name of `create_backbone`; ResNets of torchvision get the stride-1 third stage
-    weights=None,                     # file, tag or address of the backbone's weights; None: its default ones
-    pretrained: bool = True,          # False: random weights
-    crop: bool = False,               # crop each image by its box
-    size: int = 224,                  # pixels of the square network input
-    per_class: int = 4, lr: float = 1e-4, # images a class in a batch; learning rate of Adam
-    recalls=(1, 2, 4, 8),             # the K of Recall@K; the epoch is picked by the first
-    valid: float | str = .2,          # see `choose_valid`: a fraction held out to pick the epoch by, 'test' or 'last'
-    out='results',                    # folder for all files
-    seed: int = 0,
-    precision: str = 'float32',       # 'bf16' is about twice as fast, on a CPU too
-    **kwargs,                         # to `retrieval_dls`: num_workers, device, bad…
-) -> RetrievalLearner:                # `fit_recipe` trains it
-    "The Learner of CGD: CGD, its loss, its batches and its schedule."
+    table: pd.DataFrame,  # from a reader: train, test (or query and gallery) rows
+    data_name: str | None = None,  # first word of the file names; default the data set
+    gd_config: str = 'SG',  # one of `GD_CONFIGS`
+    feature_dim: int = 1536,  # length of the embedding
+    smoothing: float = .1, temperature: float = .5, margin: float = .1,  # see `CGDLoss`
+    batch_size: int = 128,  # images a batch, divisible by `per_class`
+    epochs: int = 20,  # times through the training images
+    backbone: str = 'resnet50',  # name of `create_backbone`
+    weights=None,  # file, tag or address; None: the backbone's default ones
+    pretrained: bool = True,  # False: random weights
+    crop: bool = False, size: int = 224,  # crop to boxes; pixels of the square input
+    per_class: int = 4, lr: float = 1e-4,  # images a class in a batch; rate of Adam
+    recalls=(1, 2, 4, 8),  # the K of Recall@K; the epoch is picked by the first
+    valid: float | str = .2,  # picks the epoch: a fraction of classes, 'test' or 'last'
+    out='results', seed: int = 0,  # folder for all files; of all random choices
+    precision: str = 'float32',  # 'bf16' is about twice as fast, on a CPU too
+    **kwargs,  # to `retrieval_dls`: num_workers, device, bad…
+) -> RetrievalLearner:  # `fit_recipe` trains it
+    "The Learner of CGD: its network, loss, batches and schedule."
     learn = learner_from_recipe(
         'cgd', table, out=out, loaders=kwargs, backbone=backbone, weights=weights,
-        pretrained=pretrained, net=dict(gd_config=gd_config, feature_dim=feature_dim), ks=list(recalls), valid=valid,
-        loss=dict(smoothing=smoothing, temperature=temperature, margin=margin), batch_size=batch_size, epochs=epochs,
-        crop=crop, size=size, per_class=per_class, lr=lr, seed=seed, precision=precision)
+        pretrained=pretrained, net=dict(gd_config=gd_config, feature_dim=feature_dim),
+        loss=dict(smoothing=smoothing, temperature=temperature, margin=margin),
+        batch_size=batch_size, per_class=per_class, epochs=epochs, lr=lr, crop=crop,
+        size=size, ks=list(recalls), valid=valid, seed=seed, precision=precision)
     learn.prefix = cgd_prefix(learn.recipe, data_name or table.attrs['dataset'])
     return learn

@@ -22,179 +22,240 @@ from torch.nn import functional as F
 
 from ..data.images import load_image
 from ..data.transforms import get_transforms
-from ..features.extraction import as_descriptor, device_of, evaluating, normalization_of, say_crop, trained_crop
-from .cfga import Call, Describe, aggregate, describe_call, filter_matrices, forward_captured
+from fgir.features.extraction import (
+    as_descriptor,
+    device_of,
+    evaluating,
+    normalization_of,
+    say_crop,
+    trained_crop,
+)
+from fgir.papers.cfga import (
+    Call,
+    Describe,
+    aggregate,
+    describe_call,
+    filter_matrices,
+    forward_captured,
+)
+
+# %% ../../nbs/62_papers.explain.ipynb #f24a2172
+def _mean_std(model: nn.Module) -> tuple[Tensor, Tensor]:
+    "What the inputs of a model are normalized by, (3,1,1) each."
+    mean, std = normalization_of(model).values()
+    return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
 # %% ../../nbs/62_papers.explain.ipynb #9dd80029
 def _as_input(
-    photo: str | Path | Image.Image | Tensor,  # a file, an image, or a normalized tensor (3,H,W), taken as it is
+    photo: str | Path | Image.Image | Tensor,  # a tensor (3,H,W): normalized already
     model: nn.Module,  # whose normalization counts
     size: int | None = None,  # as in `get_transforms`
     tfms: str = 'cgd',  # one of `TRANSFORMS`, its test half
 ) -> Tensor:  # (1,3,H,W), on the model's device
     "Read, resize and normalize one photograph."
     if isinstance(photo, Tensor): return photo[None].to(device_of(model))
-    if not isinstance(photo, Image.Image): say_crop(trained_crop(model), False, photo)
-    image = photo.convert('RGB') if isinstance(photo, Image.Image) else load_image(photo)
-    mean, std = (torch.tensor(v)[:, None, None] for v in normalization_of(model).values())
-    return ((get_transforms(tfms, size)[1](image)/255 - mean)/std)[None].to(device_of(model))
+    if isinstance(photo, Image.Image): image = photo.convert('RGB')
+    else:
+        say_crop(trained_crop(model), False, photo)
+        image = load_image(photo)
+    mean, std = _mean_std(model)
+    pixels = get_transforms(tfms, size)[1](image)
+    return ((pixels/255 - mean)/std)[None].to(device_of(model))
 
 # %% ../../nbs/62_papers.explain.ipynb #23228126
 def _as_picture(x: Tensor, model: nn.Module) -> np.ndarray:  # (H,W,3) in 0..1
     "Undo the normalization of an input (1,3,H,W)."
-    mean, std = (torch.tensor(v)[:, None, None] for v in normalization_of(model).values())
+    mean, std = _mean_std(model)
     return (x[0].cpu()*std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
-# %% ../../nbs/62_papers.explain.ipynb #1c428e56
+# %% ../../nbs/62_papers.explain.ipynb #59cfad8f
+def _calls_of(descriptor: Describe, layers: Sequence[str], x: Tensor) -> tuple:
+    "Call and δ of each layer for an image (1,3,H,W), and the size of the map."
+    modules = {name: descriptor.backbone.get_submodule(name) for name in layers}
+    with evaluating(descriptor), torch.no_grad():
+        maps, calls = forward_captured(descriptor.backbone, x, modules)
+        _, _, deltas = descriptor.gradients(maps, calls)
+    return {name: (calls[name], deltas[name]) for name in layers}, maps.shape[2:]
+
+# %% ../../nbs/62_papers.explain.ipynb #beae5470
 def _weighted(delta: Tensor, taps: Sequence[Tensor], weight: Tensor) -> Tensor:
-    "A of one image (or its groups) with a weight for each position, in a form that can be differentiated."
+    "A of one image with a weight for each position, for autograd."
     gradients = torch.stack([torch.bmm(delta*weight, x) for x in taps])
     if len(taps) == 1: return gradients[0].abs()
     return gradients.amax(0) - gradients.amin(0) + gradients.std(0)
 
+# %% ../../nbs/62_papers.explain.ipynb #1c428e56
 def _evidence_of(
     call: Call,  # of one image
     delta: Tensor,  # δ of that call
     against: Tensor,  # (D,) what the descriptor is compared with
     **options,  # select and direction, as in `aggregate`
-) -> tuple[Tensor, Tensor]:  # the descriptor (D,), not of unit length, and a map whose sum is its product with `against`
-    "Split the product of a CFGA vector with another among the positions of its layer."
+) -> tuple[Tensor, Tensor]:  # descriptor (D,), not of unit length, and the map
+    "Split the product of a CFGA vector with `against` among its layer's positions."
     delta, taps = filter_matrices(replace(call, x=call.x.float()), delta.float())
     weight = torch.ones(delta.shape[2], device=delta.device, requires_grad=True)
     with torch.enable_grad():
         vector = aggregate(_weighted(delta, taps, weight), **options).flatten()
         return vector.detach(), torch.autograd.grad(vector @ against, weight)[0]
 
-# %% ../../nbs/62_papers.explain.ipynb #59cfad8f
-def _calls_of(descriptor: Describe, layers: Sequence[str], x: Tensor) -> tuple[dict, torch.Size]:
-    "Call and δ of each layer for an image (1,3,H,W), and the size of the map."
-    with evaluating(descriptor), torch.no_grad():
-        maps, calls = forward_captured(descriptor.backbone, x, {n: descriptor.backbone.get_submodule(n) for n in layers})
-        _, _, deltas = descriptor._ask(maps, calls)
-    return {n: (calls[n], deltas[n]) for n in layers}, maps.shape[2:]
-
 # %% ../../nbs/62_papers.explain.ipynb #72432169
-def _parts(descriptor: Describe, calls: Mapping[str, tuple[Call, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
-    "For each layer its part of a vector of unit length, and what it was divided by to become that."
+def _parts(
+    descriptor: Describe,
+    calls: Mapping[str, tuple[Call, Tensor]],  # with δ
+) -> dict[str, tuple[Tensor, Tensor]]:
+    "For each layer its part of the unit vector, and what it was divided by."
     how = {k: descriptor.config[k] for k in ('select', 'direction')}
-    with torch.no_grad(): raw = [describe_call(*call, **how)[0] for call in calls.values()]
+    with torch.no_grad():
+        raw = [describe_call(*call, **how)[0] for call in calls.values()]
     norms = torch.stack([v.norm() for v in raw])
-    by = norms.norm().expand_as(norms) if descriptor.config['joint_norm'] else norms*len(norms)**.5
+    joint = descriptor.config['joint_norm']
+    by = norms.norm().expand_as(norms) if joint else norms*len(norms)**.5
     by = by.clamp(min=1e-12)
-    return {n: (v/d, d) for n, v, d in zip(calls, raw, by, strict=True)}
+    return {name: (v/d, d) for name, v, d in zip(calls, raw, by, strict=True)}
 
 # %% ../../nbs/62_papers.explain.ipynb #047a8a4a
 def _grid(call: Call, size: torch.Size, extra: int) -> torch.Size:
     "Height and width of a layer's positions; `extra` tokens before them have no place."
     shape = call.y.shape
     if call.moves is not None: return shape[2:]
-    if len(shape) == 4 and len(call.y) == call.n: return shape[1:3]
-    if len(shape) == 3 and len(call.y) == call.n and shape[1] == size.numel() + extra: return size
-    raise ValueError(f'evidence: places unknown in a layer of {tuple(shape[:-1])} tokens, for a map of {tuple(size)}')
+    if len(call.y) == call.n:
+        if len(shape) == 4: return shape[1:3]
+        if len(shape) == 3 and shape[1] == size.numel() + extra: return size
+    raise ValueError('evidence: places unknown in a layer of '
+                     f'{tuple(shape[:-1])} tokens, for a map of {tuple(size)}')
 
+# %% ../../nbs/62_papers.explain.ipynb #03bbb584
+def _nearest(n: int, to: int, device: torch.device) -> Tensor:
+    "For each of `n` positions the cell among `to` in which its middle lies."
+    return (2*torch.arange(n, device=device) + 1)*to//(2*n)
+
+# %% ../../nbs/62_papers.explain.ipynb #049bc9e9
 def _on_grid(heat: Tensor, call: Call, size: torch.Size, extra: int = 0) -> Tensor:
     "A map of a layer's positions on the grid of the last map; the sum stays."
     h, w = _grid(call, size, extra)
-    row, column = (((2*torch.arange(n, device=heat.device) + 1)*to)//(2*n) for n, to in zip((h, w), size, strict=True))
-    cells = (row[:, None]*size[1] + column).flatten()
-    total = torch.zeros(size.numel(), device=heat.device, dtype=heat.dtype).index_add(0, cells, heat[-len(cells):])
-    return (total + heat[:-len(cells)].sum()/size.numel()).view(size)
+    rows, columns = _nearest(h, size[0], heat.device), _nearest(w, size[1], heat.device)
+    cells = (rows[:, None]*size[1] + columns).flatten()
+    placed, rest = heat[-len(cells):], heat[:-len(cells)]
+    total = heat.new_zeros(size.numel()).index_add(0, cells, placed)
+    return (total + rest.sum()/size.numel()).view(size)
 
-# %% ../../nbs/62_papers.explain.ipynb #b0d1a4a7
-def _cfga_evidence(descriptor: Describe, layers: Sequence[str], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, float]:
-    "Maps of both that add up to the similarity by CFGA of the layers, and that."
+# %% ../../nbs/62_papers.explain.ipynb #30cacc67
+def _cfga_heat(descriptor: Describe, calls: Mapping, size: torch.Size, ours: Mapping,
+               theirs: Mapping) -> Tensor:
+    "What each position of an image adds to the product with the other's vector."
     how = {k: descriptor.config[k] for k in ('select', 'direction')}
-    extra = getattr(descriptor.backbone, 'num_prefix_tokens', 0)
-    seen = [_calls_of(descriptor, layers, x) for x in (a, b)]
-    parts = [_parts(descriptor, calls) for calls, _ in seen]
-    def heat(i: int) -> Tensor:
-        calls, size = seen[i]
-        split = {n: _evidence_of(*call, parts[1 - i][n][0], **how)[1]/parts[i][n][1] for n, call in calls.items()}
-        return sum(_on_grid(share, calls[n][0], size, extra) for n, share in split.items())
-    return heat(0), heat(1), float(sum(parts[0][n][0] @ parts[1][n][0] for n in layers))
+    extra, total = getattr(descriptor.backbone, 'num_prefix_tokens', 0), 0
+    for name, (call, delta) in calls.items():
+        share = _evidence_of(call, delta, theirs[name][0], **how)[1]/ours[name][1]
+        total = total + _on_grid(share, call, size, extra)
+    return total
 
-# %% ../../nbs/62_papers.explain.ipynb #e756c73b
+# %% ../../nbs/62_papers.explain.ipynb #d136c355
+def _cfga_evidence(descriptor: Describe, layers: Sequence[str], a: Tensor, b: Tensor):
+    "Maps of both that add up to the similarity by CFGA of the layers, and that."
+    calls_a, size_a = _calls_of(descriptor, layers, a)
+    calls_b, size_b = _calls_of(descriptor, layers, b)
+    of_a, of_b = _parts(descriptor, calls_a), _parts(descriptor, calls_b)
+    heats = (_cfga_heat(descriptor, calls_a, size_a, of_a, of_b),
+             _cfga_heat(descriptor, calls_b, size_b, of_b, of_a))
+    return *heats, float(sum(of_a[name][0] @ of_b[name][0] for name in layers))
+
+# %% ../../nbs/62_papers.explain.ipynb #9efbe887
 def _vector(model: nn.Module, x: Tensor, name: str | None) -> Tensor:
-    "The embedding (B,D), or of a model of several vectors the one of that name, default the first."
+    "The embedding (B,D), or the vector of that name; default the first."
     found = model(x)
     if isinstance(found, Tensor): return found
-    if name and name not in found: raise ValueError(f'evidence: no array {name!r}, there are {", ".join(found)}')
+    if name and name not in found:
+        raise ValueError(f'evidence: no array {name!r}, there are {", ".join(found)}')
     return found[name or next(iter(found))]
 
-def _embedding_heat(model: nn.Module, x: Tensor, theirs: Tensor, name: str | None) -> Tensor:
-    "Map of `x`: the gradient of the similarity of its embedding to `theirs`, times the map, over the channels."
+# %% ../../nbs/62_papers.explain.ipynb #cf76f6e7
+def _embedding_heat(model: nn.Module, x: Tensor, theirs: Tensor, name: str | None):
+    "The map of `x` times the gradient of its similarity to `theirs`, (h,w)."
     passed = []
     def begin(module, given, maps):
         passed.append(maps.detach().requires_grad_())
         torch.set_grad_enabled(True)
         return passed[0].clone()
     with torch.no_grad():
-        with model.backbone.register_forward_hook(begin): similarity = F.cosine_similarity(_vector(model, x, name), theirs).sum()
+        with model.backbone.register_forward_hook(begin):
+            similarity = F.cosine_similarity(_vector(model, x, name), theirs).sum()
         grad, = torch.autograd.grad(similarity, passed[0])
     return (grad*passed[0])[0].sum(0).detach()
 
-# %% ../../nbs/62_papers.explain.ipynb #cf76f6e7
-def _embedding_evidence(model: nn.Module, a: Tensor, b: Tensor, name: str | None = None) -> tuple[Tensor, Tensor, float]:
+# %% ../../nbs/62_papers.explain.ipynb #a06abc49
+def _embedding_evidence(model: nn.Module, a: Tensor, b: Tensor, name: str | None):
     "Maps of both, and the similarity of their embeddings."
-    if not hasattr(model, 'backbone'): raise ValueError(f'{type(model).__name__} is no model with backbone and embedding')
+    if not hasattr(model, 'backbone'):
+        kind = type(model).__name__
+        raise ValueError(f'{kind} is no model with backbone and embedding')
     with evaluating(model):
         with torch.no_grad(): u, v = (_vector(model, x, name) for x in (a, b))
-        heats = (_embedding_heat(model, x, theirs, name) for x, theirs in ((a, v), (b, u)))
+        heats = _embedding_heat(model, a, v, name), _embedding_heat(model, b, u, name)
         return *heats, float(F.cosine_similarity(u, v))
 
-# %% ../../nbs/62_papers.explain.ipynb #7bcc445b
+# %% ../../nbs/62_papers.explain.ipynb #67bd8f07
 def _array_of(descriptor: Describe) -> str:
-    "The array to explain if none is named: the first set of layers, else the first layer, else the embedding."
-    what = descriptor.what
-    known = [[n for n in what if n in kind] for kind in (descriptor.plus, descriptor.layers, ('embedding',))]
-    return next((names[0] for names in known if names), what[0])
+    "The array to explain by default: the first set of layers, layer, embedding."
+    for known in (descriptor.plus, descriptor.layers, ('embedding',)):
+        names = [name for name in descriptor.what if name in known]
+        if names: return names[0]
+    return descriptor.what[0]
 
 # %% ../../nbs/62_papers.explain.ipynb #c037c358
 def evidence(
-    descriptor: nn.Module,  # `CFGA`, `Describe`, or a model with a backbone, such as `RetrievalNet` and `Pooled`
+    descriptor: nn.Module,  # `CFGA`, `Describe`, or a model with a backbone
     a: Tensor, b: Tensor,  # inputs (1,3,H,W), each of its own size
-    name: str | None = None,  # a layer, a set, 'embedding', a pooling; default the first set, layer, pooling
+    name: str | None = None,  # a layer, a set, 'embedding' or a pooling
 ) -> tuple[Tensor, Tensor, float]:  # maps (h,w) of both, and the cosine
-    "What each position of two images adds to their similarity; ValueError for an array that has no positions."
+    "What each position of two images adds to their similarity; ValueError if unknown."
     descriptor = as_descriptor(descriptor)
     with torch.inference_mode(False):
         a, b = (x.clone() if x.is_inference() else x for x in (a, b))
-        if not isinstance(descriptor, Describe): return _embedding_evidence(descriptor, a, b, name)
+        if not isinstance(descriptor, Describe):
+            return _embedding_evidence(descriptor, a, b, name)
         name = name or _array_of(descriptor)
-        if name == 'embedding': return _embedding_evidence(descriptor.model, a, b)
+        if name == 'embedding': return _embedding_evidence(descriptor.model, a, b, None)
         layers = descriptor.plus.get(name, [name])
-        if unknown := [n for n in layers if n not in dict(descriptor.backbone.named_modules())]:
-            raise ValueError(f'{unknown[0]!r} is no layer: evidence is found for layers, sets of layers and embeddings')
+        known = dict(descriptor.backbone.named_modules())
+        if unknown := [n for n in layers if n not in known]:
+            raise ValueError(f'{unknown[0]!r} is no layer: evidence is found for '
+                             'layers, sets of layers and embeddings')
         return _cfga_evidence(descriptor, layers, a, b)
 
-# %% ../../nbs/62_papers.explain.ipynb #d66127ac
-def _overlay(ax: plt.Axes, picture: np.ndarray, heat: Tensor, limit: float, title: str):
-    "A photograph in gray under its map, red for what brings together and blue for what keeps apart."
-    ax.imshow(picture.mean(2), cmap='gray', vmin=0, vmax=1)
-    large = F.interpolate(heat[None, None].float().cpu(), picture.shape[:2], mode='bicubic')[0, 0]
-    ax.imshow(large, cmap='bwr', vmin=-limit, vmax=limit, alpha=.55)
+# %% ../../nbs/62_papers.explain.ipynb #95861339
+def _plain(ax: plt.Axes, picture: np.ndarray, title: str, **kwargs):
+    ax.imshow(picture, **kwargs)
     ax.set_title(title, fontsize=8)
     ax.axis('off')
 
+def _overlay(ax: plt.Axes, picture: np.ndarray, heat: Tensor, limit: float, title: str):
+    "A photograph in gray under its map, red for together and blue for apart."
+    _plain(ax, picture.mean(2), title, cmap='gray', vmin=0, vmax=1)
+    grid = heat[None, None].float().cpu()
+    large = F.interpolate(grid, picture.shape[:2], mode='bicubic')[0, 0]
+    ax.imshow(large, cmap='bwr', vmin=-limit, vmax=limit, alpha=.55)
+
+# %% ../../nbs/62_papers.explain.ipynb #d66127ac
 def explain_match(
     descriptor: nn.Module,  # see `evidence`
-    a: str | Path | Image.Image | Tensor, b: str | Path | Image.Image | Tensor,  # photographs, see `_as_input`
+    a: str | Path | Image.Image | Tensor,  # a file, an image, or a normalized (3,H,W)
+    b: str | Path | Image.Image | Tensor,
     name: str | None = None,  # array of the descriptor, see `evidence`
-    size: int | None = None, tfms: str = 'cgd',  # see `_as_input`
+    size: int | None = None, tfms: str = 'cgd',  # as in `get_transforms`; its test half
     columns: int = 4,  # pictures side by side: 4, 2 or 1
 ) -> Figure:
     "Draw two photographs, and over each what makes it like the other."
-    x, y = (_as_input(photo, descriptor, size, tfms) for photo in (a, b))
-    heats = evidence(descriptor, x, y, name)
-    limit = max(float(h.abs().max()) for h in heats[:2]) or 1.
-    fig, axs = plt.subplots(4//columns, columns, figsize=(2.25*columns, 10.4/columns), layout='constrained')
+    inputs = [_as_input(photo, descriptor, size, tfms) for photo in (a, b)]
+    *heats, similarity = evidence(descriptor, *inputs, name)
+    limit = max(float(heat.abs().max()) for heat in heats) or 1.
+    inches = 2.25*columns, 10.4/columns
+    fig, axs = plt.subplots(4//columns, columns, figsize=inches, layout='constrained')
     axs = np.ravel(axs)
-    for i, (image, heat, letter) in enumerate(zip((x, y), heats[:2], 'ab', strict=True)):
-        picture = _as_picture(image, descriptor)
-        axs[2*i].imshow(picture)
-        axs[2*i].set_title(letter, fontsize=8)
-        axs[2*i].axis('off')
+    for i, (x, heat) in enumerate(zip(inputs, heats, strict=True)):
+        picture = _as_picture(x, descriptor)
+        _plain(axs[2*i], picture, 'ab'[i])
         _overlay(axs[2*i + 1], picture, heat, limit, f'what is like {"ba"[i]}')
-    fig.suptitle(f'similarity {heats[2]:.3f}', fontsize=9)
+    fig.suptitle(f'similarity {similarity:.3f}', fontsize=9)
     plt.close(fig)
     return fig

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.learner import ValueMetric
 from fastai.torch_core import rank_distrib
+from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -36,78 +37,88 @@ from ..training.runs import learner_from_recipe
 
 # %% ../../nbs/64_papers.fgic.ipynb #6629062a
 def check_classes(table: pd.DataFrame):
-    "ValueError unless every class of the table has training images, and some images are left to test."
+    "ValueError unless every class has training images, and some are left to test."
     train = table['split'] == 'train'
     lost = np.setdiff1d(table.loc[~train, 'name'], table.loc[train, 'name'])
-    if train.all(): raise ValueError("table: every image is in the split 'train', and none is left to test")
+    if train.all():
+        raise ValueError("table: every image is in the split 'train', "
+                         'and none is left to test')
     if not len(lost): return
-    raise ValueError(f'table: {len(lost)} classes have no training images, {lost[0]!r} for one. A zero-shot split is for '
-                     "retrieval; a classifier needs the official one: read_cub(root, split='official'), or with "
-                     'read_folder the same class folders in train/ and test/')
+    raise ValueError(
+        f'table: {len(lost)} classes have no training images, {lost[0]!r} for one. '
+        'A zero-shot split is for retrieval; a classifier needs the official one: '
+        "read_cub(root, split='official'), or with read_folder the same class folders "
+        'in train/ and test/')
 
 # %% ../../nbs/64_papers.fgic.ipynb #77e1cb9f
 class Classifier(nn.Module):
-    "Backbone → pooling → linear layer: image batch (B, 3, H, W) to logits (B, C) (FGIC)."
+    "Backbone → pooling → linear layer: image batch (B,3,H,W) to logits (B,C) (FGIC)."
     class_path = 'fgir.papers.Classifier'
 
     def __init__(
         self,
-        backbone: nn.Module,   # from `create_backbone`
-        n_classes: int,        # C
-        pool: str = 'S',       # a name of `POOLS`
-        dropout: float = 0.,   # probability to drop a pooled value while training
-        vocab=None,            # names of the C classes, in order of the logits
+        backbone: nn.Module,  # from `create_backbone`
+        n_classes: int,  # C
+        pool: str = 'S',  # a name of `POOLS`
+        dropout: float = 0.,  # probability to drop a pooled value while training
+        vocab=None,  # names of the C classes, in order of the logits
     ):
         super().__init__()
-        if vocab is not None and len(vocab) != n_classes: raise ValueError(f'vocab: {len(vocab)} names, {n_classes} classes')
+        if vocab is not None and len(vocab) != n_classes:
+            raise ValueError(f'vocab: {len(vocab)} names, {n_classes} classes')
         self.backbone, self.pool = backbone, create_pool(pool)
         self.dim = backbone.n_features*getattr(self.pool, 'parts', 1)
         self.dropout, self.head = nn.Dropout(dropout), nn.Linear(self.dim, n_classes)
-        self.config = dict(backbone=backbone.config, n_classes=n_classes, pool=pool, dropout=dropout,
-                           vocab=None if vocab is None else list(vocab))
+        self.config = dict(
+            backbone=backbone.config, n_classes=n_classes, pool=pool, dropout=dropout,
+            vocab=None if vocab is None else list(vocab))
 
-    def forward(self, x: Tensor) -> Tensor: return self.head(self.dropout(self.pool(self.backbone(x))))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(self.pool(self.backbone(x))))
 
-    def embed(self, x: Tensor) -> Tensor:
-        "The pooled features at length one, (B, `dim`)."
-        return F.normalize(self.pool(self.backbone(x)), dim=-1)
+# %% ../../nbs/64_papers.fgic.ipynb #5962ede7
+@patch
+def embed(self: Classifier, x: Tensor) -> Tensor:
+    "The pooled features at length one, (B, `dim`)."
+    return F.normalize(self.pool(self.backbone(x)), dim=-1)
 
-    def groups(self) -> list:
-        "Parameter groups: backbone, linear layer."
-        return [list(self.backbone.parameters()), list(self.head.parameters())]
+@patch(as_prop=True)
+def descriptor(self: Classifier) -> nn.Module:
+    "`embed` as a module, sharing the backbone: what `extract` and every search use."
+    return RetrievalNet(self.backbone, self.config['pool'], dim=None)
 
-    def scorer(self, ks=(1, 5)) -> Callback: return AccuracyEval(ks)
+@patch(as_prop=True)
+def vocab(self: Classifier) -> list:
+    return self.config['vocab'] or [f'class {i}' for i in range(self.head.out_features)]
 
-    @property
-    def vocab(self) -> list: return self.config['vocab'] or [f'class {i}' for i in range(self.head.out_features)]
-
-    @property
-    def descriptor(self) -> nn.Module:
-        "`embed` as a module, sharing the backbone: what `extract` and every search describe by."
-        return RetrievalNet(self.backbone, self.config['pool'], dim=None)
+@patch
+def groups(self: Classifier) -> list:
+    "Parameter groups: backbone, linear layer."
+    return [list(self.backbone.parameters()), list(self.head.parameters())]
 
 # %% ../../nbs/64_papers.fgic.ipynb #8a662fa5
 def top_k_hits(
-    logits: Tensor,  # (N, C)
-    targets: Tensor, # (N,) number of the true class
-    k: int,          # how many classes may be guessed; more than C is C
-) -> Tensor:         # (N,) of bool
+    logits: Tensor,  # (N,C)
+    targets: Tensor,  # (N,) number of the true class
+    k: int,  # how many classes may be guessed; more than C is C
+) -> Tensor:  # (N,) of bool
     "Whether the true class is among the `k` largest logits."
-    return (logits.topk(min(k, logits.shape[1]), dim=1).indices == targets[:, None]).any(1)
+    top = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (top == targets[:, None]).any(1)
 
 # %% ../../nbs/64_papers.fgic.ipynb #375842bb
 def is_classifier(model) -> bool:
     "Whether `model` is a `Classifier`, in a notebook or imported."
     return getattr(model, 'class_path', None) == Classifier.class_path
 
-
 def name_classes(model: nn.Module, dls):
-    "Write the names of the training classes into the network's settings, in order of the logits."
-    if is_classifier(model): model.config['vocab'] = dls.train.dataset.vocab[:model.head.out_features]
+    "Write the names of the training classes into the network's settings."
+    if is_classifier(model):
+        model.config['vocab'] = dls.train.dataset.vocab[:model.head.out_features]
 
 # %% ../../nbs/64_papers.fgic.ipynb #c7b32742
 class AccuracyEval(Callback):
-    "Count the hits of a validation pass and hold its top-k accuracies, 0..1, in `values`."
+    "Hold the top-k accuracies of a validation pass, 0..1, in `values`."
     order, remove_on_fetch = 45, False
 
     def __init__(self, ks=(1, 5)): self.ks, self.values = tuple(ks), {}
@@ -118,15 +129,23 @@ class AccuracyEval(Callback):
 
     def after_pred(self):
         if self.training or not self.yb: return
-        for k in self.ks: self.hits[k].append(top_k_hits(self.pred.detach().float(), self.y, k))
+        logits = self.pred.detach().float()
+        for k in self.ks: self.hits[k].append(top_k_hits(logits, self.y, k))
 
-    def after_validate(self): self.values = {k: torch.cat(h).float().mean().item() for k, h in self.hits.items() if h}
+    def after_validate(self):
+        counted = {k: torch.cat(hits) for k, hits in self.hits.items() if hits}
+        self.values = {k: hits.float().mean().item() for k, hits in counted.items()}
 
-    def metrics(self): return [ValueMetric(lambda k=k: self.values.get(k, float('nan')), f'top-{k}') for k in self.ks]
+    def metrics(self):
+        def value(k): return lambda: self.values.get(k, float('nan'))
+        return [ValueMetric(value(k), f'top-{k}') for k in self.ks]
+
+@patch
+def scorer(self: Classifier, ks=(1, 5)) -> Callback: return AccuracyEval(ks)
 
 # %% ../../nbs/64_papers.fgic.ipynb #9ed1666c
 def epoch_rate(
-    r: dict,     # a recipe
+    r: dict,  # a recipe
     epoch: int,  # from 0
     length: float | None = None,  # epochs of the run, for a recipe that counts steps
 ) -> float:
@@ -135,20 +154,21 @@ def epoch_rate(
     factor = schedule_factor(r['schedule'], length, whole=r['steps'] is None)
     return (lr['head'] if isinstance(lr, dict) else lr)*factor(epoch/length)
 
-# %% ../../nbs/64_papers.fgic.ipynb #5f61fb94
-def _log_lines(
-    learn: RetrievalLearner,
-    epochs,  # rows of `learn.recorder.values`
-) -> str:
+# %% ../../nbs/64_papers.fgic.ipynb #7fbc2d8b
+def _log_line(learn: RetrievalLearner, i: int, row) -> str:
+    "Epoch `i` by its row of `learn.recorder.values`."
+    r, values = learn.recipe, dict(zip(learn.recorder.columns, row, strict=True))
+    rate = epoch_rate(r, i, r['epochs'] or r['steps']/len(learn.dls.train))
+    columns = 'train_accuracy', learn.metrics[0].name
+    train, test = (100*values.get(column, float('nan')) for column in columns)
+    return f"{i}, {rate:.4f}, {values['train_loss']:.4f}, {train:.3f}%, {test:.3f}%"
+
+def _log_lines(learn: RetrievalLearner, epochs) -> str:
     "The log in FGIC's format: header, precision, epochs."
-    r, names = learn.recipe, learn.recorder.columns
-    length = r['epochs'] or r['steps']/len(learn.dls.train)
     lines = [f'Epoch, lr, Train_Loss, Train_Acc, {learn.valid_split.title()}_Acc']
-    if r['precision'] != 'float32': lines.append('===== Using Torch AMP =====')
-    for i, row in enumerate(epochs):
-        v = dict(zip(names, row, strict=True))
-        train, test = (100*v.get(name, float('nan')) for name in ('train_accuracy', learn.metrics[0].name))
-        lines.append(f"{i}, {epoch_rate(r, i, length):.4f}, {v['train_loss']:.4f}, {train:.3f}%, {test:.3f}%")
+    mixed = learn.recipe['precision'] != 'float32'
+    if mixed: lines.append('===== Using Torch AMP =====')
+    lines += [_log_line(learn, i, row) for i, row in enumerate(epochs)]
     return '\n'.join(lines) + '\n'
 
 # %% ../../nbs/64_papers.fgic.ipynb #075ddc17
@@ -156,16 +176,16 @@ def run_folder(learn: RetrievalLearner) -> Path:
     "Where the log of a run lies."
     return Path(learn.path)/learn.prefix
 
-
 class TrainLog(Callback):
-    "Write `train_log.csv` of FGIC after each epoch."
+    "Write FGIC's `train_log.csv` after each epoch; a new run removes earlier results."
     order, run_valid = 63, False
 
     def before_fit(self):
         self.run = self.learn.in_run and not rank_distrib()
         if not self.run: return
-        for path in run_folder(self.learn).glob('acc_*'): path.unlink()
-        if not self.learn.first_epoch: (run_folder(self.learn)/'train_log.csv').unlink(missing_ok=True)
+        folder = run_folder(self.learn)
+        for path in folder.glob('acc_*'): path.unlink()
+        if not self.learn.first_epoch: (folder/'train_log.csv').unlink(missing_ok=True)
 
     def after_epoch(self):
         with write_atomic(run_folder(self.learn)/'train_log.csv') as tmp:
@@ -173,80 +193,84 @@ class TrainLog(Callback):
 
 # %% ../../nbs/64_papers.fgic.ipynb #9ba5c4a0
 def fgic_learner(
-    table: pd.DataFrame,              # train and test rows of the same classes, as an official split has them
-    arch: str = 'resnet50',           # backbone, a name of `create_backbone`
-    size: int = 448,                  # pixels of the square network input
-    weights=None,                     # file, tag or address of the backbone's weights; None: its default ones
-    pretrained: bool = True,          # False: random weights
-    epochs: int = 128,                # times through the training images
-    batch_size: int = 64,             # images a batch
-    lr: float | None = None,          # learning rate of the first epoch; default .1*batch_size/256
-    smoothing: float = .1,            # label smoothing, 0..1
-    precision: str = 'float32',       # 'bf16' or 'fp16' are faster
-    valid: float | str = 'test',      # what picks the epoch: 'test', a fraction of the training images, or 'last'
-    crop: bool = False,               # crop each image by its box
-    out='results',                    # folder for all files
-    seed: int = 2020,
-    data_name: str | None = None,     # first word of the file names; default the table's data set
-    **kwargs,                         # to `retrieval_dls`: num_workers, device, bad…
-) -> RetrievalLearner:                # `fit_recipe` trains it
+    table: pd.DataFrame,  # train and test rows of the same classes
+    arch: str = 'resnet50',  # backbone, a name of `create_backbone`
+    size: int = 448,  # pixels of the square network input
+    weights=None,  # file, tag or address; None: the backbone's default ones
+    pretrained: bool = True,  # False: random weights
+    epochs: int = 128, batch_size: int = 64,
+    lr: float | None = None,  # rate of the first epoch; default .1*batch_size/256
+    smoothing: float = .1,  # of the labels, 0..1
+    precision: str = 'float32',  # 'bf16' or 'fp16' are faster
+    valid: float | str = 'test',  # picks the epoch: a fraction, 'test' or 'last'
+    crop: bool = False,  # crop each image by its box
+    out='results', seed: int = 2020,  # folder for all files; of all random choices
+    data_name: str | None = None,  # first word of the file names; default the data set
+    **kwargs,  # to `retrieval_dls`: num_workers, device, bad…
+) -> RetrievalLearner:  # `fit_recipe` trains it
     "The Learner of FGIC; ValueError for a table whose classes have no training images."
     check_classes(table)
     prefix = f"{data_name or table.attrs.get('dataset', 'data')}_fgic_{arch}_{seed}"
     lr = .1*batch_size/256 if lr is None else lr
     learn = learner_from_recipe(
-        'fgic', table, out=out, prefix=prefix, loaders=kwargs, cbs=TrainLog(), backbone=arch, size=size, weights=weights,
-        pretrained=pretrained, epochs=epochs, batch_size=batch_size, lr=lr, loss=dict(smoothing=smoothing),
+        'fgic', table, out=out, prefix=prefix, loaders=kwargs, cbs=TrainLog(),
+        backbone=arch, size=size, weights=weights, pretrained=pretrained,
+        epochs=epochs, batch_size=batch_size, lr=lr, loss=dict(smoothing=smoothing),
         precision=precision, valid=valid, crop=crop, seed=seed)
     name_classes(learn.model, learn.dls)
     return learn
 
 # %% ../../nbs/64_papers.fgic.ipynb #b1b3794f
 def _opened(model, size: int | None, tfms: str | None) -> tuple:
-    "A classifier, and how its images are made: by the record of a file, the recipe of a Learner, or as the caller says."
+    "A classifier, and how its images are made, by its record or recipe."
     made = {}
     if isinstance(model, (str, Path)):
         model = load_model(model)
         made = model.record
     elif isinstance(model, RetrievalLearner): model, made = model.model, model.recipe
-    if not is_classifier(model): raise ValueError(f'model: expected a Classifier, found {type(model).__name__}')
+    if not is_classifier(model):
+        raise ValueError(f'model: expected a Classifier, found {type(model).__name__}')
     size = size or made.get('size')
-    if size is None: raise ValueError('size: give the pixels that the network was trained on; only files and Learners know')
+    if size is None:
+        raise ValueError('size: give the pixels that the network was trained on; '
+                         'only files and Learners know')
     return model, dict(size=size, tfms=tfms or made.get('tfms', 'fgic'))
 
-# %% ../../nbs/64_papers.fgic.ipynb #04f6f64e
+# %% ../../nbs/64_papers.fgic.ipynb #012824d2
 class _Logits(nn.Module):
-    "The logits of a classifier as a descriptor."
+    "The logits of a classifier as a descriptor, for `extract`."
     def __init__(self, net: Classifier):
         super().__init__()
         self.net, self.backbone = net, net.backbone
 
     def forward(self, x: Tensor) -> Tensor: return self.net(x)
 
-# %% ../../nbs/64_papers.fgic.ipynb #012824d2
 def class_logits(
-    model,                     # a Classifier, a Learner, or the file of a saved one
-    table: pd.DataFrame,       # images of the classifier's classes
-    size: int | None = None,   # pixels; default what it was trained on, which only files and Learners know
-    tfms: str | None = None,   # transform, of which the test half is taken; default what it was trained on, or 'fgic'
-    crop: bool | None = None,  # crop to the boxes; default as trained, where there are boxes
-    **kwargs,                  # to `extract`: bs, num_workers, progress…
-) -> tuple:                    # logits (N, C), number of the true class (N,), names of the C classes
+    model,  # a Classifier, a Learner, or the file of a saved one
+    table: pd.DataFrame,  # images of the classifier's classes
+    size: int | None = None,  # pixels; default what it was trained on
+    tfms: str | None = None,  # its test half; default what it was trained on, or 'fgic'
+    crop: bool | None = None,  # crop to the boxes; default as trained
+    **kwargs,  # to `extract`: bs, num_workers, progress…
+) -> tuple:  # logits (N,C), number of the true class (N,), names of the C classes
     "Logits of every image; ValueError for a class that the classifier does not know."
     net, made = _opened(model, size, tfms)
     number = {name: i for i, name in enumerate(net.vocab)}
     unknown = next((name for name in table['name'] if name not in number), None)
-    if unknown: raise ValueError(f'table: class {unknown!r} is not one of the {len(number)} that the classifier knows')
-    scores = extract(_Logits(net), table, crop=crop, **made, **kwargs)['embedding']
-    return torch.tensor(scores), torch.tensor(table['name'].map(number).to_numpy()), net.vocab
+    if unknown:
+        raise ValueError(f'table: class {unknown!r} is not one of the {len(number)} '
+                         'that the classifier knows')
+    logits = extract(_Logits(net), table, crop=crop, **made, **kwargs)['embedding']
+    targets = table['name'].map(number).to_numpy()
+    return torch.tensor(logits), torch.tensor(targets), net.vocab
 
 # %% ../../nbs/64_papers.fgic.ipynb #0fdbc43c
 def accuracy(
-    model,                # as in `class_logits`
+    model,  # as in `class_logits`
     table: pd.DataFrame,  # images of the classifier's classes
-    ks=(1, 5),            # how many guesses
-    **kwargs,             # to `class_logits`
-) -> dict:                # {k: fraction of images in 0..1}
+    ks=(1, 5),  # how many guesses
+    **kwargs,  # to `class_logits`
+) -> dict:  # {k: fraction of images in 0..1}
     "Top-k accuracy of a classifier on every image of a table."
     logits, targets, _ = class_logits(model, table, **kwargs)
     return {k: top_k_hits(logits, targets, k).float().mean().item() for k in ks}
@@ -254,19 +278,22 @@ def accuracy(
 # %% ../../nbs/64_papers.fgic.ipynb #b31bab30
 def finish_fgic(
     learn: RetrievalLearner,  # trained by `fit_recipe`
-    table: pd.DataFrame,      # what it was made from
+    table: pd.DataFrame,  # what it was made from
     ks=(1, 5),
     progress: bool = True,
-) -> pd.DataFrame:            # one row for train, valid if held out, and test: images, top-k from 0 to 1
-    "Accuracy of the picked weights, also written to the log and as files `acc_{split}_{percent}` (FGIC)."
-    dls, held = learn.dls, learn.valid_split == 'valid'
+) -> pd.DataFrame:  # rows train, valid if held out, test: images, top-k from 0 to 1
+    "Accuracy of the picked weights, also in the log and as files acc_SPLIT_PERCENT."
+    dls, rows, test = learn.dls, {}, table[table['split'] == 'test']
     parts = {'train': dls.train.table, learn.valid_split: dls.valid.table}
-    if held and (table['split'] == 'test').any(): parts['test'] = table[table['split'] == 'test'].reset_index(drop=True)
-    rows = {}
+    if learn.valid_split == 'valid' and len(test):
+        parts['test'] = test.reset_index(drop=True)
+    workers = dls.train.fake_l.num_workers
     for split, part in parts.items():
-        tops = accuracy(learn, part, ks=(1, *ks), num_workers=dls.train.fake_l.num_workers, progress=progress)
-        rows[split] = dict(images=len(part)) | {f'top-{k}': tops[k] for k in sorted({1, *ks})}
-    if not rank_distrib(): _write_results(learn, {split: 100*row['top-1'] for split, row in rows.items()})
+        tops = accuracy(learn, part, (1, *ks), num_workers=workers, progress=progress)
+        shown = {f'top-{k}': tops[k] for k in sorted({1, *ks})}
+        rows[split] = dict(images=len(part), **shown)
+    percent = {split: 100*row['top-1'] for split, row in rows.items()}
+    if not rank_distrib(): _write_results(learn, percent)
     return pd.DataFrame(rows).T.astype(dict(images=int))
 
 # %% ../../nbs/64_papers.fgic.ipynb #65c164a9
@@ -276,92 +303,112 @@ def _write_results(learn: RetrievalLearner, percent: dict):
     log = folder/'train_log.csv'
     text = log.read_text() if log.exists() else _log_lines(learn, learn.history)
     lines = [f'Dataset {split}\tACC:{acc:.2f}\n' for split, acc in percent.items()]
-    with write_atomic(log) as tmp: tmp.write_text(text.partition(heading)[0] + heading + ''.join(lines))
+    with write_atomic(log) as tmp:
+        tmp.write_text(text.partition(heading)[0] + heading + ''.join(lines))
     for old in folder.glob('acc_*'): old.unlink()
     for split, acc in percent.items(): (folder/f'acc_{split}_{acc:.2f}').touch()
 
 # %% ../../nbs/64_papers.fgic.ipynb #f68b82d9
 def classify_image(
-    model,                    # a Classifier, a Learner, or the file of a saved one
-    path,                     # of an image
-    k: int = 5,               # classes to name, at most
-    box=None,                 # crop to x1 y1 x2 y2 first; a model that was trained on boxes expects one
+    model,  # a Classifier, a Learner, or the file of a saved one
+    path,  # of an image
+    k: int = 5,  # classes to name, at most
+    box=None,  # crop to x1 y1 x2 y2 first, as a model expects that was trained on boxes
     size: int | None = None,  # as in `class_logits`
     tfms: str | None = None,  # as in `class_logits`
-) -> pd.DataFrame:            # `name` and `probability`, 0..1, by rank from 1
-    "The most probable classes of an image; BadImage or OSError with the file's name if it cannot be read."
+) -> pd.DataFrame:  # `name` and `probability`, 0..1, by rank from 1
+    "The most probable classes; BadImage or OSError with the file's name if unreadable."
     net, made = _opened(model, size, tfms)
     say_crop(trained_crop(net), box is not None, path)
     pixels = get_transforms(made['tfms'], made['size'])[1](load_image(path, box))
-    mean, std = (torch.tensor(v)[:, None, None] for v in (net.backbone.mean, net.backbone.std))
+    mean = torch.tensor(net.backbone.mean)[:, None, None]
+    std = torch.tensor(net.backbone.std)[:, None, None]
     x = ((pixels/255 - mean)/std)[None].to(net.head.weight.device)
-    with evaluating(net), torch.no_grad(): p, found = net(x)[0].float().softmax(0).topk(min(k, len(net.vocab)))
+    with evaluating(net), torch.no_grad(): p = net(x)[0].float().softmax(0)
+    p, found = p.topk(min(k, len(net.vocab)))
+    names = [net.vocab[i] for i in found.tolist()]
     rank = pd.RangeIndex(1, len(p) + 1, name='rank')
-    return pd.DataFrame(dict(name=[net.vocab[i] for i in found.tolist()], probability=p.tolist()), index=rank)
+    return pd.DataFrame(dict(name=names, probability=p.tolist()), index=rank)
 
 # %% ../../nbs/64_papers.fgic.ipynb #1c3bb74a
 def confusion(
-    model,                # as in `class_logits`
+    model,  # as in `class_logits`
     table: pd.DataFrame,  # images of the classifier's classes
-    **kwargs,             # to `class_logits`
-) -> pd.DataFrame:        # (C, C) counts: rows are true classes, columns what they were taken for
+    **kwargs,  # to `class_logits`
+) -> pd.DataFrame:  # (C,C) counts: a row a true class, columns what it was taken for
     "Count which classes the images of a table were taken for."
     logits, targets, names = class_logits(model, table, **kwargs)
-    counts = torch.bincount(targets*len(names) + logits.argmax(1), minlength=len(names)**2).reshape(len(names), -1)
-    return pd.DataFrame(counts.numpy(), pd.Index(names, name='true'), pd.Index(names, name='taken for'))
+    n = len(names)
+    counts = torch.bincount(targets*n + logits.argmax(1), minlength=n*n).reshape(n, n)
+    rows, columns = pd.Index(names, name='true'), pd.Index(names, name='taken for')
+    return pd.DataFrame(counts.numpy(), rows, columns)
 
 # %% ../../nbs/64_papers.fgic.ipynb #cca4d5fb
 def closest_classes(
     counts: pd.DataFrame,  # from `confusion`
-    n: int = 10,           # pairs, at most
-) -> pd.DataFrame:         # one row a pair: a, b, a_as_b, b_as_a, confused (their sum), share of the images of both
-    "The pairs of classes most often taken for each other, most often first; pairs never confused are left out."
-    c, names = counts.to_numpy(), list(counts.index)
+    n: int = 10,  # pairs, at most
+) -> pd.DataFrame:  # a, b, a_as_b, b_as_a, confused (their sum), share of the images
+    "The pairs of classes most often taken for each other; none that never is."
+    c, names = counts.to_numpy(), counts.index.to_numpy()
     i, j = np.triu_indices(len(c), 1)
-    pairs = pd.DataFrame(dict(a=[names[x] for x in i], b=[names[x] for x in j], a_as_b=c[i, j], b_as_a=c[j, i]))
+    columns = dict(a=list(names[i]), b=list(names[j]), a_as_b=c[i, j], b_as_a=c[j, i])
+    pairs = pd.DataFrame(columns)
     pairs['confused'] = pairs['a_as_b'] + pairs['b_as_a']
     pairs['share'] = pairs['confused']/np.maximum(1, c.sum(1)[i] + c.sum(1)[j])
-    return pairs[pairs['confused'] > 0].sort_values('confused', ascending=False, kind='stable', ignore_index=True)[:n]
+    pairs = pairs[pairs['confused'] > 0]
+    order = dict(ascending=False, kind='stable', ignore_index=True)
+    return pairs.sort_values('confused', **order)[:n]
 
 # %% ../../nbs/64_papers.fgic.ipynb #6235cbfc
-def _short(name: str) -> str: return shorten(name.replace('_', ' '), 28, placeholder=' …')
+def _short(name: str) -> str:
+    return shorten(name.replace('_', ' '), 28, placeholder=' …')
 
+def _most_confused(counts: pd.DataFrame, n: int) -> list:
+    "`n` classes, those of the closest pairs first."
+    pairs = closest_classes(counts, len(counts)**2)
+    names = [*pairs[['a', 'b']].to_numpy().ravel(), *counts.index]
+    return list(dict.fromkeys(names))[:n]
 
 def show_confusion(
     counts: pd.DataFrame,  # from `confusion`
-    n: int = 8,            # classes to draw, those of the closest pairs first
+    n: int = 8,  # classes to draw, those of the closest pairs first
 ) -> Figure:
     "Draw the confusion of the most confused classes as a heat map."
-    pairs = closest_classes(counts, len(counts)**2)
-    names = list(dict.fromkeys([*pairs[['a', 'b']].to_numpy().ravel(), *counts.index]))[:n]
-    c, short = counts.loc[names, names].to_numpy(), [_short(name) for name in names]
-    fig, ax = plt.subplots(figsize=(2 + .45*len(names), 1.4 + .45*len(names)), layout='constrained')
+    names = _most_confused(counts, n)
+    c, ticks = counts.loc[names, names].to_numpy(), range(len(names))
+    inches = 2 + .45*len(names), 1.4 + .45*len(names)
+    fig, ax = plt.subplots(figsize=inches, layout='constrained')
     ax.imshow(c, cmap='Blues', vmin=0)
     for (i, j), v in np.ndenumerate(c):
-        if v: ax.text(j, i, v, ha='center', va='center', fontsize=8, color='white' if v > c.max()/2 else 'black')
-    ax.set(xticks=range(len(names)), yticks=range(len(names)), xlabel='taken for', ylabel='true')
-    ax.set_xticklabels(short, rotation=90, fontsize=7), ax.set_yticklabels(short, fontsize=7)
+        color = 'white' if v > c.max()/2 else 'black'
+        if v: ax.text(j, i, v, ha='center', va='center', fontsize=8, color=color)
+    labels = [_short(name) for name in names]
+    ax.set(xlabel='taken for', ylabel='true')
+    ax.set_xticks(ticks, labels, rotation=90, fontsize=7)
+    ax.set_yticks(ticks, labels, fontsize=7)
     plt.close(fig)
     return fig
 
 # %% ../../nbs/64_papers.fgic.ipynb #8c91d854
 def show_closest(
     counts: pd.DataFrame,  # from `confusion`
-    table: pd.DataFrame,   # with photographs of the classes
-    n: int = 3,            # pairs, at most
-    per_class: int = 3,    # photographs of a class
-    crop: bool = False,    # crop to the boxes
+    table: pd.DataFrame,  # with photographs of the classes
+    n: int = 3,  # pairs, at most
+    per_class: int = 3,  # photographs of a class
+    crop: bool = False,  # crop to the boxes
 ) -> Figure:
-    "Draw photographs of the classes most often confused, one pair a row, left against right; ValueError if none is."
+    "Draw photographs of the most confused pairs, a pair a row; ValueError if none is."
     pairs = closest_classes(counts, n)
-    if not len(pairs): raise ValueError('counts: no image was taken for one of another class')
-    fig, axs = plt.subplots(len(pairs), 2*per_class, squeeze=False, layout='constrained',
-                            figsize=(2.4*per_class, 1.5*len(pairs)))
+    if not len(pairs):
+        raise ValueError('counts: no image was taken for one of another class')
+    shape, inches = (len(pairs), 2*per_class), (2.4*per_class, 1.5*len(pairs))
+    fig, axs = plt.subplots(*shape, squeeze=False, layout='constrained', figsize=inches)
     for ax in axs.flat: ax.axis('off')
-    for i, pair in enumerate(pairs.itertuples()):
-        for side, name in enumerate((pair.a, pair.b)):
-            for j, row in enumerate(np.flatnonzero(table['name'] == name)[:per_class]):
-                axs[i, side*per_class + j].imshow(load_row(table, row, crop))
-            axs[i, side*per_class].set_title(_short(name), fontsize=8, loc='left')
+    for row, a, b in zip(axs, pairs['a'], pairs['b'], strict=True):
+        for half, name in ((row[:per_class], a), (row[per_class:], b)):
+            half[0].set_title(_short(name), fontsize=8, loc='left')
+            rows = np.flatnonzero(table['name'] == name)
+            for ax, i in zip(half, rows, strict=False):
+                ax.imshow(load_row(table, i, crop))
     plt.close(fig)
     return fig

@@ -1,4 +1,4 @@
-"""Checkpoints and features of the papers' own programs, told apart by what is in them, and used like our own
+"""Checkpoints and features of the papers' own programs, used like our own
 
 Docs: https://fgir.github.io/fgir/papers.programs.html.md"""
 
@@ -26,41 +26,46 @@ from ..features.store import Features
 from .cfga import PROGRAM_NETWORKS
 from .cgd import GD_CONFIGS, CGDNet
 from .fgic import Classifier
-from .formats import CFGA_FILES, names_of_files, read_json_list
+from .formats import CFGA_FILES, names_of_files, read_cfga_lists
 
 # %% ../../nbs/66_papers.programs.ipynb #77da3f50
-_MARKS = {'main_modules.0.0.weight': 'cgd', 'refactor.weight': 'pp', 'class_fc_2.weight': 'dgpcrl',
-          'class_fc.weight': 'margin', 'embedding.weight': 'proxy_anchor', 'fc.weight': 'fgic'}
+_MARKS = {'main_modules.0.0.weight': 'cgd', 'refactor.weight': 'pp',
+          'class_fc_2.weight': 'dgpcrl', 'class_fc.weight': 'margin',
+          'embedding.weight': 'proxy_anchor', 'fc.weight': 'fgic'}
 
 def _kind_of(state: Mapping[str, Tensor], path: str | Path) -> str:
-    "What wrote a checkpoint, a key of `PROGRAM_NETWORKS`; ValueError if none of the programs did."
+    "What wrote a checkpoint, a key of `PROGRAM_NETWORKS`; ValueError if none did."
     kind = next((kind for key, kind in _MARKS.items() if key in state), None)
-    if kind is None: raise ValueError(f'{path}: no checkpoint of the programs: none of {", ".join(_MARKS)}')
-    return 'pretrained' if kind == 'fgic' and len(state['fc.weight']) == 1000 else kind
+    if kind is None:
+        raise ValueError(f'{path}: no checkpoint of the programs: '
+                         f'none of {", ".join(_MARKS)}')
+    thousand = kind == 'fgic' and len(state['fc.weight']) == 1000
+    return 'pretrained' if thousand else kind
 
 # %% ../../nbs/66_papers.programs.ipynb #7cd4540a
-_RESNETS = {(2, False): 'resnet18', (6, False): 'resnet34', (6, True): 'resnet50', (23, True): 'resnet101',
-            (36, True): 'resnet152'}
+_RESNETS = {(2, False): 'resnet18', (6, False): 'resnet34', (6, True): 'resnet50',
+            (23, True): 'resnet101', (36, True): 'resnet152'}
 
 def _backbone_name(state: Mapping[str, Tensor], path: str | Path) -> str:
-    "The network that weights belong to, by its name for `create_backbone`; ValueError if it is not known."
+    "The network that weights belong to, by its name for `create_backbone`."
     if 'conv1_7x7_s2.weight' in state: return 'bn_inception'
     if 'inception3a.branch1.conv.weight' in state: return 'googlenet'
     n_blocks = len({k.split('.')[1] for k in state if k.startswith('layer3.')})
-    name, middle = _RESNETS.get((n_blocks, 'layer3.0.conv3.weight' in state)), state.get('layer1.0.conv2.weight')
+    name = _RESNETS.get((n_blocks, 'layer3.0.conv3.weight' in state))
+    middle = state.get('layer1.0.conv2.weight')
     if name is None or middle is None:
-        raise ValueError(f'{path}: backbone unknown, neither a ResNet nor BN-Inception nor GoogLeNet '
-                         f'({n_blocks} blocks in layer3)')
-    return 'resnext50_32x4d' if name == 'resnet50' and middle.shape[1] == 4 else name
+        raise ValueError(f'{path}: backbone unknown, neither a ResNet nor BN-Inception '
+                         f'nor GoogLeNet ({n_blocks} blocks in layer3)')
+    grouped = name == 'resnet50' and middle.shape[1] == 4
+    return 'resnext50_32x4d' if grouped else name
 
-# %% ../../nbs/66_papers.programs.ipynb #77aef040
+# %% ../../nbs/66_papers.programs.ipynb #ce08c4c5
 def _backbone_of(state: Mapping[str, Tensor], path: str | Path, **kwargs) -> nn.Module:
     "The backbone with these weights; ValueError names those that do not fit."
     net = create_backbone(_backbone_name(state, path), pretrained=False, **kwargs)
     load_weights(net, state, str(path))
     return net
 
-# %% ../../nbs/66_papers.programs.ipynb #ce08c4c5
 def _part(state: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
     "The weights whose names begin with `start`, without it."
     return {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
@@ -68,17 +73,22 @@ def _part(state: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
 def _fill(module: nn.Module, state: Mapping[str, Tensor], path: str | Path):
     "Load weights into a head; ValueError names the file and those that do not fit."
     try: module.load_state_dict(state)
-    except RuntimeError as e: raise ValueError(f"{path}: {' '.join(str(e).split())}") from None
+    except RuntimeError as e:
+        raise ValueError(f"{path}: {' '.join(str(e).split())}") from None
 
 # %% ../../nbs/66_papers.programs.ipynb #2cb701ba
 def _cfga_net(state: Mapping[str, Tensor], kind: str, path: str | Path) -> nn.Module:
-    "A network of CFGA's training, of the official Proxy-Anchor code, or an ImageNet network."
-    body = {k: v for k, v in state.items() if not k.startswith(('class_fc', 'embedding.'))}
-    backbone, head = _backbone_of(body, path), PROGRAM_NETWORKS[kind].get('head')
+    "A network of CFGA's training, of the official Proxy-Anchor code, or of ImageNet."
+    heads = 'class_fc', 'embedding.'
+    body = {k: v for k, v in state.items() if not k.startswith(heads)}
+    backbone = _backbone_of(body, path)
     if kind == 'proxy_anchor' and backbone.name == 'googlenet':
-        raise ValueError(f"{path}: the official Proxy-Anchor code's GoogLeNet takes its input in another way, not known here")
+        raise ValueError(f"{path}: the official Proxy-Anchor code's GoogLeNet "
+                         'takes its input in another way, not known here')
+    about = PROGRAM_NETWORKS[kind]
+    head = about.get('head')
     if head is None: return backbone
-    net = RetrievalNet(backbone, PROGRAM_NETWORKS[kind]['pool'], len(state[f'{head}weight']))
+    net = RetrievalNet(backbone, about['pool'], len(state[f'{head}weight']))
     _fill(net.head.linear, _part(state, head), path)
     return net
 
@@ -86,37 +96,57 @@ def _cfga_net(state: Mapping[str, Tensor], kind: str, path: str | Path) -> nn.Mo
 def _gd_config(path: str | Path, n: int, given: str | None) -> str:
     "The letters of a CGD network with `n` descriptors, as given or by the file's name."
     known = [c for c in GD_CONFIGS if len(c) == n]
-    found = given or next((word for word in Path(path).stem.split('_') if word in known), None)
+    words = Path(path).stem.split('_')
+    found = given or next((word for word in words if word in known), None)
     if found in known: return found
-    raise ValueError(f'{path}: {n} global descriptors, and the weights do not tell which: give gd_config, one of '
-                     f'{", ".join(known)}, or name the file as CGD does, x_{known[0]}_model.pth')
+    raise ValueError(
+        f'{path}: {n} global descriptors, and the weights do not tell which: '
+        f'give gd_config, one of {", ".join(known)}, '
+        f'or name the file as CGD does, x_{known[0]}_model.pth')
+
+# %% ../../nbs/66_papers.programs.ipynb #beb28501
+_CGD_PARTS = {'0': 'conv1', '1': 'bn1', '4': 'layer1', '5': 'layer2', '6': 'layer3',
+              '7': 'layer4'}
+
+# %% ../../nbs/66_papers.programs.ipynb #90fdf042
+def _cgd_body(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    "The backbone's weights by torchvision's names."
+    body = {}
+    for name, weight in _part(state, 'features.').items():
+        number, _, rest = name.partition('.')
+        body[f'{_CGD_PARTS.get(number, number)}.{rest}'] = weight
+    return body
 
 # %% ../../nbs/66_papers.programs.ipynb #07d1919f
-_CGD_PARTS = {'0': 'conv1', '1': 'bn1', '4': 'layer1', '5': 'layer2', '6': 'layer3', '7': 'layer4'}
-
-def _cgd_net(state: Mapping[str, Tensor], path: str | Path, gd_config: str | None) -> CGDNet:
+def _cgd_net(state: Mapping[str, Tensor], path, gd_config: str | None) -> CGDNet:
     "A network of the CGD program."
-    split = {k: k.partition('.')[::2] for k in _part(state, 'features.')}
-    body = {f'{_CGD_PARTS.get(i, i)}.{rest}': state[f'features.{k}'] for k, (i, rest) in split.items()}
-    branches = {k.replace('.0.', '.'): v for k, v in _part(state, 'main_modules.').items()}
+    heads = _part(state, 'main_modules.')
+    branches = {name.replace('.0.', '.'): weight for name, weight in heads.items()}
     auxiliary = _part(state, 'auxiliary_module.')
-    if '1.weight' not in auxiliary: raise ValueError(f'{path}: auxiliary_module.1.weight missing')
-    net = CGDNet(_backbone_of(body, path, last_strides=(1, 2)), _gd_config(path, len(branches), gd_config),
+    if '1.weight' not in auxiliary:
+        raise ValueError(f'{path}: auxiliary_module.1.weight missing')
+    backbone = _backbone_of(_cgd_body(state), path, last_strides=(1, 2))
+    net = CGDNet(backbone, _gd_config(path, len(branches), gd_config),
                  sum(len(w) for w in branches.values()), len(auxiliary['1.weight']))
     _fill(net.reductions, branches, path)
     _fill(net.classifier, auxiliary, path)
     return net
 
 # %% ../../nbs/66_papers.programs.ipynb #2a6ea18c
-def _pp_net(state: Mapping[str, Tensor], path: str | Path, pool: str, layer_norm: bool) -> RetrievalNet:
-    "A network of the PP program."
-    backbone, weight = _backbone_of(_part(state, 'backbone.'), path), state['refactor.weight']
+def _pp_net(
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    pool: str,
+    layer_norm: bool,
+) -> RetrievalNet:
+    "A network of the PP program, without its proxies."
+    backbone = _backbone_of(_part(state, 'backbone.'), path)
+    dim = len(state['refactor.weight'])
     dropout = .2 if backbone.name == 'googlenet' else 0.
-    net = RetrievalNet(backbone, pool, len(weight), layer_norm, dropout, bias=False)
+    net = RetrievalNet(backbone, pool, dim, layer_norm, dropout, bias=False)
     _fill(net.head.linear, _part(state, 'refactor.'), path)
     return net
 
-# %% ../../nbs/66_papers.programs.ipynb #310f1d93
 def _fgic_net(state: Mapping[str, Tensor], path: str | Path) -> Classifier:
     "A network of the FGIC program."
     net = Classifier(_backbone_of(state, path), len(state['fc.weight']))
@@ -125,59 +155,78 @@ def _fgic_net(state: Mapping[str, Tensor], path: str | Path) -> Classifier:
 
 # %% ../../nbs/66_papers.programs.ipynb #5c0ffee1
 def _was_cropped(kind: str, path: str | Path) -> bool | None:
-    "Whether a network was trained on photographs cut to boxes; None if nobody knows."
+    "Whether a network was trained on boxes, by CGD's file name; None if unknown."
     words = Path(path).stem.split('_')
-    if kind == 'pretrained' or kind == 'cgd' and not {'cropped', 'uncropped'} & {*words}: return None
+    named = 'cropped' in words or 'uncropped' in words
+    if kind == 'pretrained' or kind == 'cgd' and not named: return None
     return kind == 'cgd' and 'cropped' in words
+
+def _network_of(state, kind, path, gd_config, pool, layer_norm) -> nn.Module:
+    if kind == 'cgd': return _cgd_net(state, path, gd_config)
+    if kind == 'pp': return _pp_net(state, path, pool, layer_norm)
+    if kind == 'fgic': return _fgic_net(state, path)
+    return _cfga_net(state, kind, path)
 
 # %% ../../nbs/66_papers.programs.ipynb #6913e1bf
 def load_program_model(
-    path: str | Path,  # checkpoint of one of the five programs, or of the official Proxy-Anchor code
-    gd_config: str | None = None,  # of CGD: its letters; default those in the file's name
-    pool: str = 'M', layer_norm: bool = True,  # of PP: its head; default that of the program of the README
-) -> tuple[nn.Module, str]:  # a network in evaluation mode, and a key of `PROGRAM_NETWORKS`
-    "Load a model that one of the programs trained; ValueError names the weights that do not fit."
-    state = {k.removeprefix('module.').removeprefix('model.'): v for k, v in read_weights(path).items()}
+    path: str | Path,  # checkpoint of a program, or of the official Proxy-Anchor code
+    gd_config: str | None = None,  # of CGD: its letters; default those in the name
+    pool: str = 'M', layer_norm: bool = True,  # of PP; default as in its README
+) -> tuple[nn.Module, str]:  # a network in evaluation mode, a key of `PROGRAM_NETWORKS`
+    "Load a model that a program trained; ValueError names the weights that do not fit."
+    state = {k.removeprefix('module.').removeprefix('model.'): v
+             for k, v in read_weights(path).items()}
     kind = _kind_of(state, path)
-    if kind == 'cgd': net = _cgd_net(state, path, gd_config)
-    elif kind == 'pp': net = _pp_net(state, path, pool, layer_norm)
-    elif kind == 'fgic': net = _fgic_net(state, path)
-    else: net = _cfga_net(state, kind, path)
+    net = _network_of(state, kind, path, gd_config, pool, layer_norm)
     body, cropped = getattr(net, 'backbone', net), _was_cropped(kind, path)
     if cropped is not None: body.trained_crop = cropped
     if kind != 'pretrained': body.pretraining = 'not recorded'
     return net.eval(), kind
 
-# %% ../../nbs/66_papers.programs.ipynb #5c0ffee3
+# %% ../../nbs/66_papers.programs.ipynb #b3ceedbf
 def _class_names(folder: Path, n: int) -> list[str]:
     "Names of `n` classes by their folders; ValueError for another number of them."
     here = sorted(folder.iterdir())
     names = [d.name for d in here if d.is_dir()]
-    if n not in (len(here), len(names)): raise ValueError(f'{folder}: {len(names)} class folders, the model has {n} classes')
+    if n not in (len(here), len(names)):
+        raise ValueError(f'{folder}: {len(names)} class folders, '
+                         f'the model has {n} classes')
     return names + [f'class {i}' for i in range(len(names), n)]
 
 # %% ../../nbs/66_papers.programs.ipynb #9cdfa076
 def open_classifier(
     path: str | Path,  # a file of `fgir train fgic`, or max_acc.pth of FGIC
-    classes: str | Path | None = None,  # of max_acc.pth: the folder with one folder a class; default numbers
-) -> tuple:  # what `classify_image` takes: a model or its file, and a mapping of size and tfms
+    classes: str | Path | None = None,  # of max_acc.pth: folder of its class folders
+) -> tuple:  # for `classify_image`: a model or its file, and a dict of size and tfms
     "A classifier of fgir or of the FGIC program; ValueError for another model."
     if Path(path).suffix == '.safetensors':
         if classes: raise ValueError(f'{classes}: {path} has names of its own')
         return path, {}
     net, kind = load_program_model(path)
-    if kind != 'fgic': raise ValueError(f'{path}: no classifier, but a model of the kind {kind}')
+    if kind != 'fgic':
+        raise ValueError(f'{path}: no classifier, but a model of the kind {kind}')
     if classes: net.config['vocab'] = _class_names(Path(classes), net.head.out_features)
     return net, dict(size=448, tfms='fgic')
 
 # %% ../../nbs/66_papers.programs.ipynb #328b0264
-_CFGA_FILES = {'cfga+': 'layer4_conv2_weight', 'scda_norm_joint': 'scda_max_avg_norm', 'scda_norm_each': 'scda_norm_max_avg',
-              'pool_norm_joint': 'embedding_max_avg', 'pool_norm_each': 'embedding_norm_max_avg',
-              'embedding': 'embedding_max_avg'}
+_CFGA_FILES = {
+    'cfga+': 'layer4_conv2_weight',
+    'scda_norm_joint': 'scda_max_avg_norm', 'scda_norm_each': 'scda_norm_max_avg',
+    'pool_norm_joint': 'embedding_max_avg', 'pool_norm_each': 'embedding_norm_max_avg',
+    'embedding': 'embedding_max_avg'}
 
 def cfga_feature_file(name: str) -> str:
     "CFGA's file name for an array: 'layer4_1_conv2_weight.json' for layer4.1.conv2."
-    return f"{_CFGA_FILES.get(name, name.replace('.', '_') + '_weight')}.json"
+    stem = _CFGA_FILES.get(name, name.replace('.', '_') + '_weight')
+    return f'{stem}.json'
+
+# %% ../../nbs/66_papers.programs.ipynb #87ed27d4
+def _write_rows(file: Path, rows: np.ndarray):
+    "One array as CFGA does, row by row."
+    with write_atomic(file) as tmp, open(tmp, 'w') as f:
+        f.write('{"train": [], "test": [')
+        for i, row in enumerate(rows): f.write(', '*(i > 0) + json.dumps(row.tolist()))
+        f.write(']}')
 
 # %% ../../nbs/66_papers.programs.ipynb #9456ada7
 def write_cfga_features(
@@ -185,17 +234,15 @@ def write_cfga_features(
     out: str | Path,  # folder, made if it is not there
     force: bool = False,  # overwrite files
 ) -> list[Path]:
-    "Write each array as CFGA does; FileExistsError for a file that is there, ValueError for two arrays of one name."
+    "Write each array as CFGA does; FileExistsError for old files."
     files = [Path(out)/cfga_feature_file(name) for name in features.names]
-    if len(set(files)) < len(files): raise ValueError('an embedding and pool_norm_joint would be one file for two')
+    if len(set(files)) < len(files):
+        raise ValueError('an embedding and pool_norm_joint would be one file for two')
     if not force and (old := next((f for f in files if f.exists()), None)):
         raise FileExistsError(f'{old} exists; force=True overwrites it')
     Path(out).mkdir(parents=True, exist_ok=True)
     for name, file in zip(features.names, files, strict=True):
-        with write_atomic(file) as tmp, open(tmp, 'w') as f:
-            f.write('{"train": [], "test": [')
-            for i, row in enumerate(features[name]): f.write(', '*(i > 0) + json.dumps(row.tolist()))
-            f.write(']}')
+        _write_rows(file, features[name])
     return files
 
 # %% ../../nbs/66_papers.programs.ipynb #d2937a79
@@ -203,8 +250,9 @@ _ARRAYS = {file: name for name, file in _CFGA_FILES.items()}
 
 def _array_name(stem: str, dim: int) -> str:
     "The array that a file of CFGA holds."
-    if stem == 'embedding_max_avg': return 'pool_norm_joint' if dim == 4096 else 'embedding'
-    if stem in _ARRAYS or not stem.endswith('_weight'): return _ARRAYS.get(stem, stem)
+    if stem == 'embedding_max_avg' and dim == 4096: return 'pool_norm_joint'
+    if stem in _ARRAYS: return _ARRAYS[stem]
+    if not stem.endswith('_weight'): return stem
     return stem.removesuffix('_weight').replace('_', '.')
 
 # %% ../../nbs/66_papers.programs.ipynb #5c0ffee4
@@ -212,90 +260,127 @@ def _json_rows(path: Path) -> dict[str, np.ndarray]:
     "The vectors (N,D) of each split that has any."
     try: found = json.loads(path.read_text())
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
-    if not isinstance(found, dict) or not {'train', 'test'} <= found.keys():
-        raise ValueError(f'{path}: no features of CFGA, which are lists under train and test')
-    try: rows = {s: np.asarray(found[s], np.float32) for s in ('train', 'test') if len(found[s])}
+    splits = ('train', 'test')
+    if not isinstance(found, dict) or not {*splits} <= found.keys():
+        raise ValueError(f'{path}: no features of CFGA, '
+                         'which are lists under train and test')
+    try: rows = {s: np.asarray(found[s], np.float32) for s in splits if len(found[s])}
     except (TypeError, ValueError): rows = {}
     if not rows or any(x.ndim != 2 or not np.isfinite(x).all() for x in rows.values()):
         raise ValueError(f'{path}: expected rows of finite numbers, all of one length')
     return rows
 
 # %% ../../nbs/66_papers.programs.ipynb #577cc70a
-def _table_of(paths: Sequence[str], labels: Sequence[int], splits: Sequence[str], dataset: str,
-              ids: Sequence[str], source: str | Path) -> pd.DataFrame:
+def _table_of(
+    paths: Sequence[str],
+    labels: Sequence[int],
+    splits: Sequence[str],
+    dataset: str,
+    ids: Sequence[str],  # names where folders do not tell
+    source: str | Path,
+) -> pd.DataFrame:
     "The table of images that need not be there."
     plain = [p.replace('\\', '/') for p in paths]
     try: root = posixpath.commonpath([posixpath.dirname(p) for p in plain])
-    except ValueError: raise ValueError(f'{source}: some paths are absolute, others are not') from None
+    except ValueError:
+        raise ValueError(f'{source}: some paths are absolute, others are not') from None
     inside = [p[len(root):].lstrip('/') for p in plain]
     where = [f'{source}, image {i}' for i in range(len(plain))]
-    return make_table(inside, labels, names_of_files(plain, ids), splits, root or '.', dataset, where=where)
-
-# %% ../../nbs/66_papers.programs.ipynb #5c0ffee5
-def _entries(home: Path, split: str, n: int, path: Path) -> tuple[list[str], list[int]]:
-    "Paths and labels of a split, `n` of them."
-    files = [home/CFGA_FILES[split, what] for what in ('paths', 'labels')]
-    found = read_json_list(files[0], str, 'a path'), read_json_list(files[1], int, 'an integer')
-    for file, values in zip(files, found, strict=True):
-        if len(values) != n: raise ValueError(f'{path}: {n} vectors of split {split}, but {len(values)} entries in {file}')
-    return found
+    names = names_of_files(plain, ids)
+    return make_table(inside, labels, names, splits, root or '.', dataset, where=where)
 
 # %% ../../nbs/66_papers.programs.ipynb #e883a847
 def _cfga_table(path: Path, sizes: Mapping[str, int]) -> pd.DataFrame:
     "The images of a file of features, `sizes` of each split."
-    above = (folder for folder in path.absolute().parents if (folder/'test_labels.json').is_file())
-    home = next(above, None)
-    if home is None: raise ValueError(f'{path}: labels missing, no test_labels.json beside it or in a folder above')
-    parts = [_entries(home, split, n, path) for split, n in sizes.items()]
-    paths, labels = ([v for part in parts for v in part[i]] for i in (0, 1))
-    splits = [split for split, n in sizes.items() for _ in range(n)]
-    return _table_of(paths, labels, splits, home.name, [str(y + 1) for y in labels], home)
+    above = path.absolute().parents
+    homes = (folder for folder in above if (folder/'test_labels.json').is_file())
+    home = next(homes, None)
+    if home is None:
+        raise ValueError(f'{path}: labels missing, no test_labels.json beside it '
+                         'or in a folder above')
+    paths, labels, splits = [], [], []
+    for split, n in sizes.items():
+        lists = read_cfga_lists(home, split)
+        if len(lists[0]) != n:
+            file = home/CFGA_FILES[split, 'paths']
+            raise ValueError(f'{path}: {n} vectors of split {split}, '
+                             f'but {len(lists[0])} entries in {file}')
+        paths, labels, splits = paths + lists[0], labels + lists[1], splits + [split]*n
+    ids = [str(y + 1) for y in labels]
+    return _table_of(paths, labels, splits, home.name, ids, home)
+
+# %% ../../nbs/66_papers.programs.ipynb #882fa734
+def _cfga_files(path: Path) -> list[Path]:
+    "Files of features: the one, or all in a folder."
+    files = sorted(path.glob('*.json')) if path.is_dir() else [path]
+    files = [file for file in files if file.name not in CFGA_FILES.values()]
+    if files: return files
+    raise ValueError(f'{path}: no features, neither a JSON file of CFGA '
+                     'nor a folder of such files')
+
+# %% ../../nbs/66_papers.programs.ipynb #1d9469f5
+def _sizes(rows: Mapping[str, np.ndarray]) -> dict[str, int]:
+    return {split: len(x) for split, x in rows.items()}
 
 # %% ../../nbs/66_papers.programs.ipynb #2e0447a5
 def _read_cfga(path: Path) -> Features:
     "Features of one JSON file, or of all in a folder."
-    files = sorted(path.glob('*.json')) if path.is_dir() else [path]
-    files = [f for f in files if f.name not in CFGA_FILES.values()]
-    if not files: raise ValueError(f'{path}: no features, neither a JSON file of CFGA nor a folder of such files')
-    rows = {file: _json_rows(file) for file in files}
-    sizes = {s: len(x) for s, x in rows[files[0]].items()}
-    odd = next((f for f, r in rows.items() if {s: len(x) for s, x in r.items()} != sizes), None)
-    if odd: raise ValueError(f'{odd}: not of the same images as {files[0].name}')
-    joined = {file: np.concatenate(list(r.values())) for file, r in rows.items()}
-    arrays = {_array_name(file.stem, x.shape[1]): x for file, x in joined.items()}
-    return Features(arrays, _cfga_table(files[0], sizes), dict(note=str(path)))
+    rows = {file: _json_rows(file) for file in _cfga_files(path)}
+    first, arrays = next(iter(rows)), {}
+    for file, splits in rows.items():
+        if _sizes(splits) != _sizes(rows[first]):
+            raise ValueError(f'{file}: not of the same images as {first.name}')
+        x = np.concatenate(list(splits.values()))
+        arrays[_array_name(file.stem, x.shape[1])] = x
+    table = _cfga_table(first, _sizes(rows[first]))
+    return Features(arrays, table, dict(note=str(path)))
 
 # %% ../../nbs/66_papers.programs.ipynb #a6ef830a
 def _load_data_base(path: Path) -> tuple[dict, tuple]:
-    "A data base, and whose features are in it: test, or test (the queries) and gallery."
+    "A data base, and whose features are in it: test, or test (queries) and gallery."
     try: found = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f'{path}: not a data base of plain values: {str(e)[:120]}') from None
-    if not isinstance(found, dict): raise ValueError(f'{path}: no data base of CGD or PP: test_features missing')
+    except Exception as e:
+        why = str(e)[:120]
+        raise ValueError(f'{path}: not a data base of plain values: {why}') from None
+    if not isinstance(found, dict):
+        raise ValueError(f'{path}: no data base of CGD or PP: test_features missing')
     sides = ('test', 'gallery') if 'gallery_features' in found else ('test',)
-    lost = [k for side in sides for k in (f'{side}_features', f'{side}_images', f'{side}_labels') if k not in found]
+    parts = ('features', 'images', 'labels')
+    needed = [f'{side}_{part}' for side in sides for part in parts]
+    lost = [key for key in needed if key not in found]
     if lost: raise ValueError(f'{path}: no data base of CGD or PP: {lost[0]} missing')
     return found, sides
+
+def _joined(found: dict, sides: Sequence[str], what: str) -> list:
+    return [value for side in sides for value in found[f'{side}_{what}']]
 
 # %% ../../nbs/66_papers.programs.ipynb #0f748082
 def _read_data_base(path: Path) -> Features:
     "Features of a `*_data_base.pth` of CGD or PP."
     found, sides = _load_data_base(path)
-    images, labels, vectors = ([v for s in sides for v in found[f'{s}_{w}']] for w in ('images', 'labels', 'features'))
+    parts = ('images', 'labels', 'features')
+    images, labels, vectors = (_joined(found, sides, part) for part in parts)
     if not len(images) == len(labels) == len(vectors):
-        raise ValueError(f'{path}: {len(images)} images, {len(labels)} labels, {len(vectors)} features')
+        raise ValueError(f'{path}: {len(images)} images, {len(labels)} labels, '
+                         f'{len(vectors)} features')
     names = ('test',) if len(sides) == 1 else ('query', 'gallery')
-    splits = [name for name, s in zip(names, sides, strict=True) for _ in found[f'{s}_images']]
-    labels = [int(y) for y in labels]
-    table = _table_of(images, labels, splits, path.stem.split('_')[0], [f'class {y}' for y in labels], path)
-    return Features({'embedding': torch.stack(vectors).float().numpy()}, table, dict(note=str(path)))
+    counts = [len(found[f'{side}_images']) for side in sides]
+    splits = [name for name, n in zip(names, counts, strict=True) for _ in range(n)]
+    labels, dataset = [int(y) for y in labels], path.stem.split('_')[0]
+    ids = [f'class {y}' for y in labels]
+    table = _table_of(images, labels, splits, dataset, ids, path)
+    arrays = {'embedding': torch.stack(vectors).float().numpy()}
+    return Features(arrays, table, dict(note=str(path)))
 
 # %% ../../nbs/66_papers.programs.ipynb #18672b35
 def read_program_features(
     path: str | Path,  # CFGA's .json or a folder of them, CGD's or PP's *_data_base.pth
 ) -> Features:
-    "Open features that one of the programs wrote; ValueError says what is wrong with the file."
+    "Open features that one of the programs wrote; ValueError says what is wrong."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file of features')
     inside = sorted(path.glob('*_data_base.safetensors')) if path.is_dir() else []
-    if inside: raise ValueError(f'{path}: a folder; give a file of features in it, such as {inside[0]}')
+    if inside:
+        raise ValueError(f'{path}: a folder; give a file of features in it, '
+                         f'such as {inside[0]}')
     return _read_data_base(path) if path.suffix == '.pth' else _read_cfga(path)
