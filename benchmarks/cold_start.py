@@ -24,7 +24,6 @@ from fgir.data.table import make_table
 from fgir.features.store import Features
 from fgir.gallery.index import Index
 
-
 def seconds(code: str) -> float:
     start = time.perf_counter()
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, capture_output=True)

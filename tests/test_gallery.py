@@ -11,7 +11,8 @@ from processes import begin
 import fgir.app.gallery
 import fgir.features.extraction
 from fgir.app import cli
-from fgir.app.gallery import SOURCE, source_of
+from fgir.app.describe import SOURCE
+from fgir.app.gallery import source_of
 from fgir.data.fish import synth_dataset
 from fgir.features.store import Features
 from fgir.gallery.index import Index

@@ -42,7 +42,7 @@ from fgir.data.batches import (
 )
 from ..data.files import OpenFile, alone_with, in_use, lock_of, say, write_atomic
 from ..data.images import BadImage, open_image
-from ..data.readers import check_choice
+from ..data.files import check_choice
 from ..data.table import BOX, image_path
 from ..data.transforms import TRANSFORMS
 from .store import ABOUT, Features, create_file, pack_column
