@@ -19,6 +19,12 @@ def output_text(output: dict) -> str:
     return ''.join(data).rstrip()
 
 
+def alt_text(lines: list[str]) -> str:
+    """What a cell's `#| fig-alt:` says is to be seen, '' if it has none."""
+    said = next((line for line in lines if re.match(r'#\|\s*fig-alt:', line)), '')
+    return said.partition('fig-alt:')[2].strip().strip('"')
+
+
 def render_cell(cell: dict, n: int, pictures: dict[str, bytes]) -> list[str]:
     """The blocks of Markdown of code cell `n`; its pictures are added to `pictures` under their file names."""
     lines = ''.join(cell['source']).splitlines()
@@ -31,7 +37,7 @@ def render_cell(cell: dict, n: int, pictures: dict[str, bytes]) -> list[str]:
         if png:
             name = f'{PICTURES}/cell-{n}-output-{i}.png'
             pictures[name] = base64.b64decode(''.join(png))
-            blocks.append(f'![]({name})')
+            blocks.append(f'![{alt_text(lines)}]({name})')
         elif text := output_text(output):
             blocks.append('\n'.join(f'    {line}'.rstrip() for line in text.splitlines()))
     return blocks
