@@ -94,6 +94,25 @@ def test_every_recipe_is_complete_and_json():
     assert list(list_recipes().index) == list(RECIPES)
 
 
+class Point:
+    "An entry point that is not installed."
+    def __init__(self, name, table): self.name, self.table = name, table
+
+    def load(self): return self.table
+
+
+def test_papers_come_in_the_order_of_the_list_then_packages_then_our_own(monkeypatch):
+    found = [Point('another', {'b': {}}), Point('cgd', {'cgd': {}}), Point('pp', {'pp': {}}), Point('cfga_training', {'ms': {}})]
+    monkeypatch.setattr(book, 'entry_points', lambda group: found)
+    assert list(book._Registered('fgir.recipes', {'sane': {}})) == ['ms', 'pp', 'cgd', 'b', 'sane']
+
+
+def test_a_checkout_that_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setattr(book, 'entry_points', lambda group: [])
+    with pytest.raises(RuntimeError, match='nothing is registered for fgir.recipes.*pip install -e'):
+        list(book._Registered('fgir.recipes', {'sane': {}}))
+
+
 SEEDS = [  # recipe, loss and its arguments, optimizer, rates, decay, batch, K, length
     ('msloss', dict(alpha=2, beta=40, base=.5, eps=.1), torch.optim.Adam, 3e-5, 5e-4, 80, 5, (None, 3000)),
     ('cosface', dict(scale=50, margin=.5), torch.optim.RMSprop, 1e-5, 5e-4, 80, 1, (None, 4000)),
@@ -589,12 +608,12 @@ def test_every_setting_has_a_row_in_the_table_of_checks():
 
 
 def test_a_recipe_is_a_copy():
-    before = json.dumps(RECIPES)
+    before = json.dumps(dict(RECIPES))
     r = get_recipe('msloss')
     r['schedule']['gamma'] = 7
     r['schedule']['at'].append(9)
     r['ks'].append(99)
-    assert json.dumps(RECIPES) == before and DEFAULTS['ks'] == [1, 2, 4, 8]
+    assert json.dumps(dict(RECIPES)) == before and DEFAULTS['ks'] == [1, 2, 4, 8]
 
 
 def test_a_learner_that_has_trained_does_not_begin_anew(table, tmp_path):

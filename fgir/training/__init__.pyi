@@ -34,6 +34,7 @@ from .recipes import (
     GROUPS as GROUPS,
     OPTIMIZERS as OPTIMIZERS,
     QUIRKS as QUIRKS,
+    Quirk as Quirk,
     RECIPES as RECIPES,
     SCHEDULES as SCHEDULES,
     build as build,
