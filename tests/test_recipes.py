@@ -27,18 +27,9 @@ from fgir.papers.cgd import CGDLoss, CGDNet
 from fgir.training import recipes as book
 from fgir.training.callbacks import ClipValue, FreezeBN, WarmUp, pick_epoch
 from fgir.training.learner import retrieval_learner
-from fgir.training.recipes import (
-    CHECKS,
-    DEFAULTS,
-    GROUPS,
-    QUIRKS,
-    RECIPES,
-    build,
-    get_recipe,
-    list_recipes,
-    schedule_factor,
-)
+from fgir.training.recipes import DEFAULTS, QUIRKS, RECIPES, get_recipe, list_recipes
 from fgir.training.runs import choose_valid, hold_out_images, learner_from_recipe, per_group, read_recipe, run_seeds
+from fgir.training.settings import CHECKS, GROUPS, build, schedule_factor
 
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8)
 QUIET = dict(num_workers=0, progress=False)
@@ -459,7 +450,7 @@ def test_a_rate_for_one_group_leaves_those_of_the_others():
 @pytest.fixture
 def untried(monkeypatch):
     "Settings are checked by the table alone, which is quick."
-    for name in ('_try_build', '_try_optimizer'): monkeypatch.setattr(book, name, lambda spec: None)
+    for name in ('try_build', 'try_optimizer'): monkeypatch.setattr(book, name, lambda spec: None)
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -540,7 +531,7 @@ def test_what_is_set_by_name_comes_before_what_is_undone(name, untried):
         assert {k: found[k] for k in value} == value if isinstance(value, dict) else found == value
 
 
-def test_googlenet_keeps_its_dropout_where_the_program_of_seed_003_keeps_it(table, tmp_path, untried):
+def test_googlenet_keeps_its_dropout_where_pp_keeps_it(table, tmp_path, untried):
     for name in (n for n, r in RECIPES.items() if r['source'] == 'PP'):
         r = get_recipe(name, backbone='googlenet')
         assert r['net']['dropout'] == .2 and 'googlenet_dropout' in r['quirks']

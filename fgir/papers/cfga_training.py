@@ -32,10 +32,12 @@ _DGPCRL = dict(
     about='decorrelated piecewise ranking', source='CFGA training', data='cars',
     net=dict(name='RetrievalNet', pool='concat', dim=None), loss=dict(name='DGPCRLoss'),
     tfms='dgpcrl', size=256, batch_size=60, optimizer=dict(name='sgd', momentum=.9),
-    lr=1e-3, wd=5e-6, epochs=111, schedule=dict(name='steps', at=[100], of=111, gamma=.1),
-    freeze_bn='', valid='last', quirks=['sign_flip', 'two_sizes', 'last_weights'])
+    lr=1e-3, wd=5e-6, epochs=111, freeze_bn='', valid='last',
+    schedule=dict(name='steps', at=[100], of=111, gamma=.1),
+    quirks=['sign_flip', 'two_sizes', 'last_weights'])
 
-RECIPES = dict(msloss=_MS, cosface=_face('CosFace'), arcface=_face('ArcFace'), dgpcrl=_DGPCRL)
+RECIPES = dict(msloss=_MS, cosface=_face('CosFace'), arcface=_face('ArcFace'),
+               dgpcrl=_DGPCRL)
 
 # %% ../../nbs/67_papers.cfga_training.ipynb #22e80730
 def _wide(recipe: dict) -> dict:
@@ -53,7 +55,7 @@ for _name in ('cosface', 'arcface', 'cosface_1024', 'arcface_1024'):
 _PICKED_AND_DECAYED = ['decayed_proxies', 'test_selection']
 
 def _official(data, backbone, batch_size, lr, warm_up, every, gamma, **more) -> dict:
-    "A row of the table in the README of Proxy-Anchor; the rate falls by `gamma` `every` few epochs."
+    "A row of the table in Proxy-Anchor's README; the rate falls `every` few epochs."
     common = dict(
         about='Proxy-Anchor, official', source='CFGA', epochs=60, valid='test', seed=1,
         net=dict(name='RetrievalNet', pool='avg+max', dim=512, init='kaiming'),
@@ -72,8 +74,10 @@ _SHOP = dict(freeze_bn='', quirks=_PICKED_AND_DECAYED)
 RECIPES |= dict(
     proxy_anchor_cub=_official('cub', 'resnet50', 120, 1e-4, 5, 5, .5),
     proxy_anchor_cars=_official('cars', 'resnet50', 120, 1e-4, 5, 10, .5),
-    proxy_anchor_cub_bn_inception=_official('cub', 'bn_inception', 180, 1e-4, 1, 10, .5),
-    proxy_anchor_cars_bn_inception=_official('cars', 'bn_inception', 180, 1e-4, 1, 20, .5),
+    proxy_anchor_cub_bn_inception=_official(
+        'cub', 'bn_inception', 180, 1e-4, 1, 10, .5),
+    proxy_anchor_cars_bn_inception=_official(
+        'cars', 'bn_inception', 180, 1e-4, 1, 20, .5),
     proxy_anchor_sop=_official('sop', 'bn_inception', 180, 6e-4, 1, 20, .25,
                                ks=[1, 10, 100, 1000], **_SHOP),
     proxy_anchor_inshop=_official('inshop', 'bn_inception', 180, 6e-4, 1, 20, .25,
@@ -88,5 +92,6 @@ QUIRKS = dict(
         what='samples of which the classifier is sure, p >= 0.7, are pushed back',
         entry='loss.flip', undone=2., is_there=lambda v: v <= 1),
     two_sizes=dict(
-        what='trains on squashed crops of 256 pixels, tests on whole images of their own shape',
+        what='trains on squashed crops of 256 pixels, tests on whole images of their '
+             'own shape',
         entry='tfms', undone='cgd', is_there=lambda v: v == 'dgpcrl'))

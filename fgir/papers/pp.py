@@ -9,7 +9,8 @@ __all__ = []
 
 # %% ../../nbs/63_papers.pp.ipynb #0b372a75
 _PP = dict(
-    source='PP', net=dict(name='RetrievalNet', pool='M', dim=512, layer_norm=True, bias=False),
+    source='PP',
+    net=dict(name='RetrievalNet', pool='M', dim=512, layer_norm=True, bias=False),
     optimizer=dict(name='adamp'), lr=dict(backbone=1e-4, head=1e-4, loss=1e-2),
     drop_last=False, warm_up=2, valid='last', seed=1,
     schedule=dict(name='steps', at=[5, 10, 15], of=20, gamma=.5),
@@ -21,7 +22,8 @@ _QUIRKS = _PP['quirks']
 # %% ../../nbs/63_papers.pp.ipynb #65e7afcd
 RECIPES = dict(
     pp_proxy_anchor=dict(_PP, about='Proxy-Anchor', loss=_ANCHOR),
-    pp_norm_softmax=dict(_PP, about='normalized softmax', loss=dict(name='NormSoftmaxLoss')),
+    pp_norm_softmax=dict(
+        _PP, about='normalized softmax', loss=dict(name='NormSoftmaxLoss')),
     pp_positive_proxy=dict(
         _PP, about='positive proxies, P2, from history',
         loss=dict(name='PositiveProxyLoss'), quirks=[*_QUIRKS, 'fast_proxies']),
@@ -46,8 +48,8 @@ RECIPES['pp_moving_proxy'] = dict(
 # %% ../../nbs/63_papers.pp.ipynb #5316ef7c
 QUIRKS = dict(
     fast_proxies=dict(
-        what="the proxies learn at 100 times the network's rate; drawn only to their own "
-             'images, they collapse',
+        what="the proxies learn at 100 times the network's rate; drawn only to their "
+             'own images, they collapse',
         entry='lr.loss', undone=1., is_there=lambda v: v > 1),
     ragged_batch=dict(
         what='the last batch of an epoch, however small, is a step like any other',
