@@ -31,5 +31,7 @@ setup(
                     "milvus": lines("milvus_requirements"), "app": lines("app_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["fgir = fgir._modidx:d"],
                   "fgir.classes": ["CGDNet = fgir.papers.cgd:CGDNet", "CGDLoss = fgir.papers.cgd:CGDLoss",
-                                   "Classifier = fgir.papers.fgic:Classifier"]},
+                                   "Classifier = fgir.papers.fgic:Classifier"],
+                  "fgir.recipes": [f"{room} = fgir.papers.{room}:RECIPES" for room in ("cfga_training", "pp", "cgd", "fgic")],
+                  "fgir.quirks": [f"{room} = fgir.papers.{room}:QUIRKS" for room in ("cfga_training", "pp", "cgd")]},
 )

@@ -44,7 +44,8 @@ from fgir.training.callbacks import (
     table_recall,
     too_few,
 )
-from fgir.training.learner import pack, retrieval_learner, split_groups, unpack
+from fgir.training.checkpoints import pack, unpack
+from fgir.training.learner import retrieval_learner, split_groups
 
 class Proxies(nn.Module):
     "A minimal loss with parameters."

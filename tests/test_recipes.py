@@ -27,18 +27,9 @@ from fgir.papers.cgd import CGDLoss, CGDNet
 from fgir.training import recipes as book
 from fgir.training.callbacks import ClipValue, FreezeBN, WarmUp, pick_epoch
 from fgir.training.learner import retrieval_learner
-from fgir.training.recipes import (
-    CHECKS,
-    DEFAULTS,
-    GROUPS,
-    QUIRKS,
-    RECIPES,
-    build,
-    get_recipe,
-    list_recipes,
-    schedule_factor,
-)
+from fgir.training.recipes import DEFAULTS, QUIRKS, RECIPES, get_recipe, list_recipes
 from fgir.training.runs import choose_valid, hold_out_images, learner_from_recipe, per_group, read_recipe, run_seeds
+from fgir.training.settings import CHECKS, GROUPS, build, schedule_factor
 
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8)
 QUIET = dict(num_workers=0, progress=False)
@@ -92,6 +83,25 @@ def test_every_recipe_is_complete_and_json():
         assert all(QUIRKS[q][1].partition('.')[0] in DEFAULTS for q in r['quirks'])
         assert get_recipe(name, undo='all')['quirks'] == []
     assert list(list_recipes().index) == list(RECIPES)
+
+
+class Point:
+    "An entry point that is not installed."
+    def __init__(self, name, table): self.name, self.table = name, table
+
+    def load(self): return self.table
+
+
+def test_papers_come_in_the_order_of_the_list_then_packages_then_our_own(monkeypatch):
+    found = [Point('another', {'b': {}}), Point('cgd', {'cgd': {}}), Point('pp', {'pp': {}}), Point('cfga_training', {'ms': {}})]
+    monkeypatch.setattr(book, 'entry_points', lambda group: found)
+    assert list(book._Registered('fgir.recipes', {'sane': {}})) == ['ms', 'pp', 'cgd', 'b', 'sane']
+
+
+def test_a_checkout_that_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setattr(book, 'entry_points', lambda group: [])
+    with pytest.raises(RuntimeError, match='nothing is registered for fgir.recipes.*pip install -e'):
+        list(book._Registered('fgir.recipes', {'sane': {}}))
 
 
 SEEDS = [  # recipe, loss and its arguments, optimizer, rates, decay, batch, K, length
@@ -440,7 +450,7 @@ def test_a_rate_for_one_group_leaves_those_of_the_others():
 @pytest.fixture
 def untried(monkeypatch):
     "Settings are checked by the table alone, which is quick."
-    for name in ('_try_build', '_try_optimizer'): monkeypatch.setattr(book, name, lambda spec: None)
+    for name in ('try_build', 'try_optimizer'): monkeypatch.setattr(book, name, lambda spec: None)
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -521,7 +531,7 @@ def test_what_is_set_by_name_comes_before_what_is_undone(name, untried):
         assert {k: found[k] for k in value} == value if isinstance(value, dict) else found == value
 
 
-def test_googlenet_keeps_its_dropout_where_the_program_of_seed_003_keeps_it(table, tmp_path, untried):
+def test_googlenet_keeps_its_dropout_where_pp_keeps_it(table, tmp_path, untried):
     for name in (n for n, r in RECIPES.items() if r['source'] == 'PP'):
         r = get_recipe(name, backbone='googlenet')
         assert r['net']['dropout'] == .2 and 'googlenet_dropout' in r['quirks']
@@ -589,12 +599,12 @@ def test_every_setting_has_a_row_in_the_table_of_checks():
 
 
 def test_a_recipe_is_a_copy():
-    before = json.dumps(RECIPES)
+    before = json.dumps(dict(RECIPES))
     r = get_recipe('msloss')
     r['schedule']['gamma'] = 7
     r['schedule']['at'].append(9)
     r['ks'].append(99)
-    assert json.dumps(RECIPES) == before and DEFAULTS['ks'] == [1, 2, 4, 8]
+    assert json.dumps(dict(RECIPES)) == before and DEFAULTS['ks'] == [1, 2, 4, 8]
 
 
 def test_a_learner_that_has_trained_does_not_begin_anew(table, tmp_path):

@@ -147,3 +147,16 @@ def cgd_learner(
         size=size, ks=list(recalls), valid=valid, seed=seed, precision=precision)
     learn.prefix = cgd_prefix(learn.recipe, data_name or table.attrs['dataset'])
     return learn
+
+# %% ../../nbs/60_papers.cgd.ipynb #5ec1pe02
+RECIPES = dict(cgd=dict(
+    about='combined global descriptors', source='CGD', strides=[1, 2], tfms='cgd',
+    batch_size=128, per_class=4,
+    net=dict(name='CGDNet', gd_config='SG', feature_dim=1536),
+    loss=dict(name='CGDLoss', smoothing=.1, temperature=.5, margin=.1),
+    schedule=dict(name='steps', at=[12, 16], of=20, gamma=.1), valid='test',
+    quirks=['bn_affine', 'test_selection', 'third_stage']))
+
+QUIRKS = dict(third_stage=dict(
+    what="the stride is taken from ResNet's third stage, where the paper draws the fourth",
+    entry='strides', undone=[2, 1], is_there=lambda v: list(v) == [1, 2]))

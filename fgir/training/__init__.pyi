@@ -14,14 +14,17 @@ from .callbacks import (
     table_recall as table_recall,
     too_few as too_few,
 )
+from .checkpoints import (
+    Resumable as Resumable,
+    pack as pack,
+    unpack as unpack,
+)
 from .learner import (
     RetrievalLearner as RetrievalLearner,
     RetrievalRecorder as RetrievalRecorder,
     TrainOnlyLoss as TrainOnlyLoss,
-    pack as pack,
     retrieval_learner as retrieval_learner,
     split_groups as split_groups,
-    unpack as unpack,
 )
 from .processes import (
     AnyDevicePrecision as AnyDevicePrecision,
@@ -29,23 +32,13 @@ from .processes import (
     join_processes as join_processes,
 )
 from .recipes import (
-    CHECKS as CHECKS,
     DEFAULTS as DEFAULTS,
-    GROUPS as GROUPS,
-    OPTIMIZERS as OPTIMIZERS,
     QUIRKS as QUIRKS,
     RECIPES as RECIPES,
-    SCHEDULES as SCHEDULES,
-    build as build,
-    check_known as check_known,
+    Quirk as Quirk,
     get_recipe as get_recipe,
     has_strides as has_strides,
-    is_number as is_number,
-    is_text as is_text,
-    is_whole as is_whole,
-    list_of as list_of,
     list_recipes as list_recipes,
-    schedule_factor as schedule_factor,
 )
 from .runs import (
     choose_valid as choose_valid,
@@ -57,4 +50,22 @@ from .runs import (
     read_recipe as read_recipe,
     run_seeds as run_seeds,
     save_results as save_results,
+)
+from .settings import (
+    CHECKS as CHECKS,
+    GROUPS as GROUPS,
+    OPTIMIZERS as OPTIMIZERS,
+    SCHEDULES as SCHEDULES,
+    build as build,
+    by_group as by_group,
+    check_known as check_known,
+    check_values as check_values,
+    class_named as class_named,
+    is_number as is_number,
+    is_text as is_text,
+    is_whole as is_whole,
+    list_of as list_of,
+    schedule_factor as schedule_factor,
+    try_build as try_build,
+    try_optimizer as try_optimizer,
 )

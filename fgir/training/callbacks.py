@@ -39,7 +39,8 @@ class RetrievalEval(Callback):
     def before_validate(self): self.embeddings = []
 
     def after_pred(self):
-        if not self.training: self.embeddings.append(embedding_of(self.pred).detach().float())
+        if self.training: return
+        self.embeddings.append(embedding_of(self.pred).detach().float())
 
     def after_validate(self):
         table, self.values = getattr(self.dl, 'table', None), {}
@@ -47,9 +48,10 @@ class RetrievalEval(Callback):
         self.values = table_recall(torch.cat(self.embeddings), table, self.ks)
         self.embeddings = []
 
-    def metrics(self): return [ValueMetric(partial(self.values_get, k), f'R@{k}') for k in self.ks]
-
     def values_get(self, k): return self.values.get(k, float('nan'))
+
+    def metrics(self):
+        return [ValueMetric(partial(self.values_get, k), f'R@{k}') for k in self.ks]
 
 # %% ../../nbs/51_training.callbacks.ipynb #47fb3c63
 def embedding_of(pred) -> Tensor:
@@ -58,15 +60,15 @@ def embedding_of(pred) -> Tensor:
 
 def table_recall(
     embeddings: Tensor,  # (N, D), rows as in `table`
-    table,               # the N rows: labels, and splits that may name queries and a gallery
+    table,               # N rows: labels, and splits, of queries and a gallery too
     ks=(1, 2, 4, 8),     # ranks K
 ) -> dict:               # {K: fraction of queries in 0..1}
-    "Recall@K of `embeddings`: queries against the gallery where `table` has them, else each row against all others."
+    "Recall@K: queries against the gallery, or else each row against all others."
     return recall_at_k(*query_and_gallery(table, embeddings), ks=ks)
 
 # %% ../../nbs/51_training.callbacks.ipynb #303c66ab
 class SeedEpoch(Callback):
-    "Make an epoch's randomness a pure function of (`seed`, epoch), counted over all fits."
+    "Make an epoch's randomness a function of (`seed`, epoch), counted over all fits."
     order, run_valid = -20, False
 
     def __init__(self, seed: int = 0): self.seed = seed
@@ -81,7 +83,7 @@ class SeedEpoch(Callback):
 
 # %% ../../nbs/51_training.callbacks.ipynb #51c86751
 class _Holds(Callback):
-    "Keeps parameters from training for a part of a fit; those that were frozen before stay so."
+    "Keeps parameters from training for a part of a fit."
     held, run_valid = (), False
 
     def hold(self, parameters):
@@ -94,27 +96,28 @@ class _Holds(Callback):
 
 # %% ../../nbs/51_training.callbacks.ipynb #363c3bf3
 class FreezeBN(_Holds):
-    "Keep the running statistics of every `BatchNorm2d`, with `affine` its scale and shift as well (all programs but FGIC)."
+    "Keep the running statistics of every `BatchNorm2d`, with `affine` scale and shift."
     order = -5
 
     def __init__(self, affine: bool = False): self.affine = affine
 
     def before_train(self):
         for m in self.model.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.eval()
-                if self.affine: self.hold(m.parameters())
+            if not isinstance(m, nn.BatchNorm2d): continue
+            m.eval()
+            if self.affine: self.hold(m.parameters())
 
 # %% ../../nbs/51_training.callbacks.ipynb #1c5c738d
 class WarmUp(_Holds):
-    "Train everything but the backbone for the first `epochs` epochs of a run (CFGA, PP)."
+    "Train all but the backbone for the first `epochs` epochs of a run (CFGA, PP)."
     order = -6
 
     def __init__(self, epochs: int): self.epochs = epochs
 
     def before_fit(self):
         if hasattr(self.model, 'backbone'): return
-        raise ValueError(f'WarmUp: {type(self.model).__name__} has no `backbone` to hold still')
+        name = type(self.model).__name__
+        raise ValueError(f'WarmUp: {name} has no `backbone` to hold still')
 
     def before_train(self):
         if self.epoch < self.epochs: self.hold(self.model.backbone.parameters())
@@ -127,102 +130,113 @@ class ClipValue(Callback):
 
     def __init__(self, value: float): self.value = value
 
-    def before_step(self): nn.utils.clip_grad_value_(self.learn.parameters(), self.value)
+    def before_step(self):
+        nn.utils.clip_grad_value_(self.learn.parameters(), self.value)
 
 
 class StopAfter(Callback):
-    "End the training part of the epoch in which step number `steps` of the run is done."
+    "End the training part of the epoch in which step `steps` of the run is done."
     order, run_valid = 60, False
 
     def __init__(self, steps: int): self.steps = steps
 
     def after_batch(self):
-        if self.epoch*self.n_iter + self.iter + 1 >= self.steps: raise CancelTrainException
+        done = self.epoch*self.n_iter + self.iter + 1
+        if done >= self.steps: raise CancelTrainException
 
 # %% ../../nbs/51_training.callbacks.ipynb #c1ad75dd
 class KeepState(Callback):
-    "Write `models/{fname}` after each epoch, from which `load_state` and `fit(start_epoch=)` go on."
-    order, run_valid, remove_on_fetch = TrackerCallback.order + 2.5, False, True
+    "Write `models/{fname}` after each epoch, to go on from with `load_state`."
+    order, run_valid = TrackerCallback.order + 2.5, False
+    remove_on_fetch = True
 
-    def __init__(self, fname: str = 'last', with_opt: bool = True): self.fname, self.with_opt = fname, with_opt
+    def __init__(self, fname: str = 'last', with_opt: bool = True):
+        self.fname, self.with_opt = fname, with_opt
 
     def before_fit(self): self.run = self.learn.in_run
 
     def after_epoch(self): self.learn.save(self.fname, with_opt=self.with_opt)
 
 # %% ../../nbs/51_training.callbacks.ipynb #6aa36be9
-def _two_errors(share: float, n: int) -> float:  # in units of the share
-    "Two standard errors of a share of `n` images, counted with two more hits and two more misses."
-    p = (min(max(share, 0), 1)*n + 2)/(n + 4)
-    return 2*math.sqrt(p*(1 - p)/(n + 4))
-
-
 def pick_epoch(
-    values,                # a measure of each epoch, larger is better; NaN where there is none
-    n: int | None = None,  # images of which the measure is a share; None: only an equal value is as good as the best
+    values,                # a measure of each epoch, larger is better; may be NaN
+    n: int | None = None,  # images of which it is a share; None: as good means equal
     strict: bool = False,  # the first of the best, as the papers' programs pick
 ) -> int:                  # counted from 1
     "The latest epoch that is no more than two standard errors below the best."
     values = np.nan_to_num(np.asarray(values, float), nan=-math.inf)
     if strict: return int(values.argmax()) + 1
-    best = values.max()
-    return int(np.flatnonzero(values >= best - (_two_errors(best, n) if n else 0))[-1]) + 1
+    best, margin = values.max(), 0
+    if n: margin = _two_errors(best, n)
+    return int(np.flatnonzero(values >= best - margin)[-1]) + 1
+
+def _two_errors(share: float, n: int) -> float:
+    "Two standard errors; with two more hits and misses, so that 8 of 8 may be luck."
+    p = (min(max(share, 0), 1)*n + 2)/(n + 4)
+    return 2*math.sqrt(p*(1 - p)/(n + 4))
 
 # %% ../../nbs/51_training.callbacks.ipynb #320a5d13
 def held_out(
     valid: pd.DataFrame,  # rows to validate on
     train: pd.DataFrame,  # rows to train on
-) -> tuple[int, int]:     # images that are searched for; their classes that are not trained on, 0: all are
-    "How much there is to choose an epoch by."
+) -> tuple[int, int]:     # images to search for; their classes that are not trained on
+    "How much there is to choose an epoch by; 0 classes where all are trained on."
     rows = valid.iloc[sides(valid)[0]]
     return len(rows), len(set(rows['label']) - set(train['label']))
 
-
 def too_few(images: int, classes: int) -> bool:
-    "Whether `held_out` images and classes are too few to choose an epoch by: below 30, or 1 to 3 classes."
+    "Whether `held_out` images and classes are too few to choose an epoch by."
     return images < 30 or 0 < classes < 4
 
 # %% ../../nbs/51_training.callbacks.ipynb #8c59ed50
 class SaveBest(SaveModelCallback):
-    "Keep the weights that `pick_epoch` picks by `monitor`, and say on what; the last ones if there is too little to pick by."
+    "Keep the weights that `pick_epoch` picks by `monitor`, or the last ones."
 
-    def __init__(self, monitor: str = 'R@1', fname: str = 'best', strict: bool = False, with_opt: bool = False):
+    def __init__(self, monitor: str = 'R@1', fname: str = 'best', strict: bool = False,
+                 with_opt: bool = False):
         super().__init__(monitor=monitor, fname=fname, with_opt=with_opt)
         self.strict = strict
 
     def before_fit(self):
         super().before_fit()
-        self.run, (train, valid) = self.learn.in_run, (getattr(dl, 'table', None) for dl in self.dls.loaders[:2])
+        self.run = self.learn.in_run
+        train, valid = (getattr(dl, 'table', None) for dl in self.dls.loaders[:2])
         known = train is not None and valid is not None
         self.counts = held_out(valid, train) if known else (0, 0)
         self.keep_last = known and not self.strict and too_few(*self.counts)
 
-    def after_epoch(self):
-        if self.picked_epoch() == len(self.recorder.values): self._save(self.fname)
+# %% ../../nbs/51_training.callbacks.ipynb #c01ba754
+@patch
+def after_epoch(self: SaveBest):
+    if self.picked_epoch() == len(self.recorder.values): self._save(self.fname)
 
-    def after_fit(self):
-        if not self.recorder.values: return
-        super().after_fit()
-        self._save(self.fname)
-        if not rank_distrib(): print(self.what_was_picked())
+@patch
+def after_fit(self: SaveBest):
+    if not self.recorder.values: return
+    super(SaveBest, self).after_fit()
+    self._save(self.fname)
+    if not rank_distrib(): print(self.what_was_picked())
 
-    def _save(self, name):
-        self.learn.selection = self.rule()
-        super()._save(name)
+@patch
+def _save(self: SaveBest, name):
+    self.learn.selection = self.rule()
+    super(SaveBest, self)._save(name)
 
 # %% ../../nbs/51_training.callbacks.ipynb #71159f8c
 @patch
-def epoch_values(self: SaveBest) -> list:
-    "What is monitored, an epoch each; NaN where an epoch has none."
-    return [row[self.idx] if len(row) > self.idx else math.nan for row in self.recorder.values]
-
-@patch
 def picked_epoch(self: SaveBest, strict: bool = False) -> int:
-    "The epoch, counted from 1, whose weights are to be kept of those seen so far, or the first of the best."
+    "The epoch, from 1 on, whose weights are kept, or the first of the best."
     values, measures = self.epoch_values(), self.metrics.attrgot('name')
     if self.keep_last and not strict: return len(values)
-    values = [-v for v in values] if self.comp == np.less else values
-    return pick_epoch(values, self.counts[0] if self.monitor in measures else None, strict or self.strict)
+    if self.comp == np.less: values = [-v for v in values]
+    n = self.counts[0] if self.monitor in measures else None
+    return pick_epoch(values, n, strict or self.strict)
+
+@patch
+def epoch_values(self: SaveBest) -> list:
+    "What is monitored, an epoch each; NaN where an epoch has none."
+    return [row[self.idx] if len(row) > self.idx else math.nan
+            for row in self.recorder.values]
 
 # %% ../../nbs/51_training.callbacks.ipynb #ba0f3166
 @patch
@@ -231,39 +245,50 @@ def where(self: SaveBest) -> str:
     (images, classes), valid = self.counts, getattr(self.dls.valid, 'table', None)
     if valid is None: return 'the validation images'
     if not (valid['split'] == 'valid').any(): return 'the test images'
-    return f'{images} images of ' + (f'{classes} held-out classes' if classes else 'the training classes')
+    kinds = f'{classes} held-out classes' if classes else 'the training classes'
+    return f'{images} images of {kinds}'
 
 @patch
 def rule(self: SaveBest) -> str:
     "How the epoch is picked."
     if self.keep_last: return 'the last epoch'
     if self.strict: return f'best epoch on {self.where()}'
-    return f'latest epoch within two standard errors of the best {self.monitor} on {self.where()}'
+    best = f'the best {self.monitor} on {self.where()}'
+    return f'latest epoch within two standard errors of {best}'
 
+# %% ../../nbs/51_training.callbacks.ipynb #9b5660f5
 @patch
 def what_was_picked(self: SaveBest) -> str:
     "Which epoch was picked, and on what, in one line."
-    values, k, best = self.epoch_values(), self.learn.picked, self.picked_epoch(strict=True)
-    if self.keep_last: return f'Kept the weights of the last epoch: {self.where()} are too few to choose by.'
-    said = f'Picked the weights after {k} of {len(values)} epochs: {self.monitor} {values[k - 1]:.3f} on {self.where()}'
-    if values[k - 1] == values[best - 1]: return f'{said}.'
-    return f'{said}; the best, {values[best - 1]:.3f} after {best}, is not above by more than chance.'
+    if self.keep_last:
+        return (f'Kept the weights of the last epoch: {self.where()} are too few to '
+                'choose by.')
+    values, k = self.epoch_values(), self.learn.picked
+    best = self.picked_epoch(strict=True)
+    picked, most = values[k - 1], values[best - 1]
+    said = (f'Picked the weights after {k} of {len(values)} epochs: {self.monitor} '
+            f'{picked:.3f} on {self.where()}')
+    if picked == most: return f'{said}.'
+    return (f'{said}; the best, {most:.3f} after {best}, is not above by more than '
+            'chance.')
 
 # %% ../../nbs/51_training.callbacks.ipynb #ab578f95
 class Statistics(Callback):
-    "Rewrite `fname` below the Learner's path after each epoch: training loss, and all else in percent (CGD)."
+    "Rewrite `fname` below the Learner's path after each epoch, in percent (CGD)."
     order, run_valid = 62, False
 
-    def __init__(self, fname: str, split: str = 'valid'): self.fname, self.split = fname, split
+    def __init__(self, fname: str, split: str = 'valid'):
+        self.fname, self.split = fname, split
 
     def before_fit(self):
         self.run = self.learn.in_run and not rank_distrib()
-        if self.run and not self.learn.first_epoch: (Path(self.path)/self.fname).unlink(missing_ok=True)
+        if not self.run or self.learn.first_epoch: return
+        (Path(self.path)/self.fname).unlink(missing_ok=True)
 
     def after_epoch(self):
         names = self.recorder.metric_names[1:-1]
-        rename = {n: n.replace('R@', f'{self.split}_recall@') for n in names}
         frame = pd.DataFrame([list(v) for v in self.recorder.values], columns=names)
         frame.loc[:, names[1:]] *= 100
         frame.index = pd.RangeIndex(1, len(frame) + 1, name='epoch')
-        with write_atomic(Path(self.path)/self.fname) as tmp: frame.rename(columns=rename).to_csv(tmp)
+        frame.columns = [n.replace('R@', f'{self.split}_recall@') for n in names]
+        with write_atomic(Path(self.path)/self.fname) as tmp: frame.to_csv(tmp)

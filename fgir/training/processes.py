@@ -9,71 +9,81 @@ __all__ = ['join_processes', 'GlobalBatch', 'AnyDevicePrecision']
 
 # %% ../../nbs/52_training.processes.ipynb #836192be
 import os
+from functools import partial
 
 import fastai.callback.schedule  # noqa: F401  (fit_one_cycle, lr_find)
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.torch_core import num_distrib, rank_distrib
+from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 
-
 # %% ../../nbs/52_training.processes.ipynb #94c9b73c
 def join_processes(
-    device: str | torch.device | None = None,  # what this process computes on; default its own GPU, if there is one
+    device: str | torch.device | None = None,  # of this process; default its own GPU
 ):
-    "Join the processes that `torchrun` or `accelerate launch` started, if this is one of several."
+    "Join the processes that `torchrun` or `accelerate launch` started, if any."
     if num_distrib() < 2 or distributed.is_initialized(): return
-    cuda = torch.cuda.is_available() if device is None else torch.device(device).type == 'cuda'
-    own = device is None or torch.device(device).index is None
+    given = torch.device(device) if device is not None else None
+    cuda = given.type == 'cuda' if given else torch.cuda.is_available()
+    own = given is None or given.index is None
     if cuda and own: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     distributed.init_process_group('nccl' if cuda else 'gloo')
 
-
+# %% ../../nbs/52_training.processes.ipynb #8146cbd0
 def _gather_rows(x: Tensor) -> Tensor:
-    "The rows of all processes, in order of rank; the gradient flows into this process's own."
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(num_distrib())]
+    "The rows of all processes, in order of rank; the gradient flows into our own."
+    empty = partial(torch.empty_like, memory_format=torch.contiguous_format)
+    parts = [empty(x) for _ in range(num_distrib())]
     distributed.all_gather(parts, x.detach().contiguous())
     parts[rank_distrib()] = x
     return torch.cat(parts)
 
 # %% ../../nbs/52_training.processes.ipynb #75d105ed
 def _norm_of_all(m: nn.Module) -> list:
-    "Let a batch normalization, while it trains, see the rows of all processes; the handles of its hooks."
-    def whole(m, args): return (torch.cat(all_gather(args[0].contiguous())),) if m.training else None
-    def own(m, args, out): return out.chunk(num_distrib())[rank_distrib()].clone() if m.training else None
+    "Let a batch normalization see the rows of all processes; the handles of its hooks."
+    def whole(m, args):
+        if m.training: return (torch.cat(all_gather(args[0].contiguous())),)
+    def own(m, args, out):
+        if m.training: return out.chunk(num_distrib())[rank_distrib()].clone()
     return [m.register_forward_pre_hook(whole), m.register_forward_hook(own)]
 
 # %% ../../nbs/52_training.processes.ipynb #66050f5b
 class GlobalBatch(Callback):
-    "Take the loss over the batches of all processes together, and add up their gradients of the network."
+    "Take the loss over the batches of all processes, add up the network's gradients."
     order, run_valid, hooks = MixedPrecision.order + 1, False, ()
 
     def before_fit(self):
         join_processes(self.dls.device)
         for x in self.model.state_dict().values(): distributed.broadcast(x, 0)
         self.after_fit()
-        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        kind = nn.modules.batchnorm._BatchNorm
+        norms = [m for m in self.model.modules() if isinstance(m, kind)]
         self.hooks = [hook for m in norms for hook in _norm_of_all(m)]
 
     def before_train(self):
         for x in self.learn.loss_func.state_dict().values(): distributed.broadcast(x, 0)
 
-    def after_pred(self):
-        whole = [_gather_rows(x) for x in (self.pred if isinstance(self.pred, tuple) else [self.pred])]
-        self.learn.pred = tuple(whole) if isinstance(self.pred, tuple) else whole[0]
-        self.learn.yb = tuple(_gather_rows(y) for y in self.yb)
-
-    def after_backward(self):
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        for work in [distributed.all_reduce(g, async_op=True) for g in grads]: work.wait()
-
     def after_fit(self):
         for hook in self.hooks: hook.remove()
 
     leave = after_fit
+
+# %% ../../nbs/52_training.processes.ipynb #3c796e7f
+@patch
+def after_pred(self: GlobalBatch):
+    several = isinstance(self.pred, tuple)
+    whole = [_gather_rows(x) for x in (self.pred if several else [self.pred])]
+    self.learn.pred = tuple(whole) if several else whole[0]
+    self.learn.yb = tuple(_gather_rows(y) for y in self.yb)
+
+@patch
+def after_backward(self: GlobalBatch):
+    grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+    for work in [distributed.all_reduce(g, async_op=True) for g in grads]: work.wait()
 
 # %% ../../nbs/52_training.processes.ipynb #60cfc0cf
 class AnyDevicePrecision(MixedPrecision):
