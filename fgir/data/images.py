@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastai.torch_core import show_images as fastai_show_images
 from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -103,6 +102,8 @@ def show_images(
 ) -> None:
     "Show images side by side under their class names."
     titles = [table['name'].iat[i] for i in rows] if titles is None else titles
+    from fastai.torch_core import show_images as fastai_show_images
+
     fastai_show_images([load_row(table, i, crop) for i in rows], nrows=nrows, titles=titles, imsize=imsize)
 
 # %% ../../nbs/13_data.images.ipynb #bb46cfde

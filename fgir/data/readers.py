@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, features
-from scipy.io import loadmat
 
 from .table import SPLITS, check_boxes, image_path, make_table, refuse_rows
 
@@ -163,6 +162,8 @@ _CARS_FIELDS = {'relative_im_path': str, 'bbox_x1': int, 'bbox_y1': int, 'bbox_x
 
 def _cars_records(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Return the records of `cars_annos.mat` in file order, and its classes."
+    from scipy.io import loadmat
+
     if not path.is_file():
         raise FileNotFoundError(f'{path}: annotation file is missing')
     try:
