@@ -174,8 +174,8 @@ def faiss_store(
     settings, x = complete_settings(kind, settings or {}), features[name]
     engine = _empty_engine(kind, x.shape[1], len(x), settings)
     if not engine.is_trained:
-        few = np.sort(np.random.default_rng(0).permutation(len(x))[:2**17])
-        _train_engine(engine, unit_rows(x[few], 'gallery'))
+        sample = np.sort(np.random.default_rng(0).permutation(len(x))[:2**17])
+        _train_engine(engine, unit_rows(x[sample], 'gallery'))
     for i in range(0, len(x), BLOCK):
         engine.add(unit_rows(x[i:i + BLOCK], 'gallery', i))
     kept = Features({name: x}, features.table, features.record)

@@ -269,7 +269,8 @@ def show_search(
     query['name'], query['label'] = name or '', same.iloc[0] if len(same) else -1
     lists = [np.arange(len(results))], results, [results['score']]
     figure = show_neighbours(query, [0], *lists, crop=bool(index.record.get('crop')))
-    for ax in figure.axes if name is None else (): ax.spines[:].set_visible(False)
+    if name is None:
+        for ax in figure.axes: ax.spines[:].set_visible(False)
     return figure
 
 # %% ../../nbs/80_gallery.index.ipynb #cceadd6a
