@@ -25,7 +25,7 @@ setup(
     version=version(),
     python_requires=f">={facts['min_python']}",
     packages=find_packages(include=["fgir", "fgir.*"]),
-    package_data={"": ["*.csv", "*.pyi", "py.typed"]},
+    package_data={"": ["*.csv", "*.css", "*.pyi", "py.typed"]},
     install_requires=lines("requirements"),
     extras_require={"dev": lines("dev_requirements") + lines("milvus_requirements") + lines("app_requirements"),
                     "milvus": lines("milvus_requirements"), "app": lines("app_requirements")},

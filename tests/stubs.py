@@ -15,10 +15,16 @@ HEAD = '# Written by tests/stubs.py from {name}.py: do not edit.\n# ruff: noqa: 
 def private(name: str) -> bool: return name.startswith('_') and not name.startswith('__')
 
 
+def unquoted(annotation: ast.AST | None) -> ast.AST | None:
+    """An annotation that is in quotes, without them."""
+    quoted = isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)
+    return ast.parse(annotation.value, mode='eval').body if quoted else annotation
+
+
 def bare(f: ast.FunctionDef, decorators: list) -> ast.FunctionDef:
     """A function that has its docstring for a body."""
     doc = ast.get_docstring(f)
-    return ast.FunctionDef(f.name, f.args, [ast.Expr(ast.Constant(doc or ...))], decorators, f.returns, lineno=0)
+    return ast.FunctionDef(f.name, f.args, [ast.Expr(ast.Constant(doc or ...))], decorators, unquoted(f.returns), lineno=0)
 
 
 def patched(node: ast.AST) -> tuple[str, ast.FunctionDef] | None:
@@ -64,7 +70,8 @@ def stub(path: Path) -> str:
     for c in (node for node in seen if isinstance(node, ast.ClassDef)):
         c.body += [method[1] for _, method in pairs if method and method[0] == c.name and not private(method[1].name)]
     used = {n.id for node in seen for n in ast.walk(node) if isinstance(n, ast.Name)}
-    imports = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
+    lazy = [n for part in body if isinstance(part, ast.If) for n in part.body]
+    imports = [n for n in [*body, *lazy] if isinstance(n, ast.Import | ast.ImportFrom)]
     for n in imports: n.names = [a for a in n.names if (a.asname or a.name) in used]
     lines = [ast.unparse(ast.fix_missing_locations(n)) for n in [*(n for n in imports if n.names), *seen]]
     return HEAD.format(name=path.stem) + '\n'.join(lines) + '\n'

@@ -258,6 +258,17 @@ def test_the_large_figure_has_its_interval(features, tmp_path):
     assert html.count('<small>too few classes</small>') == 1 and 'interval of R@1 these are too few classes.' in html
 
 
+def test_an_interval_holds_its_mean_and_published_numbers_are_compared_where_they_can(features, tmp_path):
+    results, judged = evaluate(features), judge(features['good'], 'v')
+    low, high = confidence(judged['first'] == 1, judged['label'])
+    assert low < results['R@1'][0] < high
+    row = dict(method='another', backbone='resnet50', n_queries=500, crop='box', selection='test', source='x', **{'R@1': .5})
+    for n, says in ((500, True), (36, False)):
+        rows = pd.DataFrame([row | dict(n_queries=n)])
+        html = report(results, tmp_path/f'{n}.html', 'x', published=rows).read_text()
+        assert ('cannot be compared with these' in html) == says
+
+
 def test_what_cannot_be_evaluated_is_said(features, tmp_path):
     with pytest.raises(ValueError, match='nothing to evaluate'): evaluate({})
     with pytest.raises(ValueError, match='no column dim, n_gallery, n_queries'):

@@ -68,6 +68,23 @@ def test_a_projection_takes_vectors_as_those_that_it_was_fitted_on(name):
     np.testing.assert_allclose(projection(long), projection(X), atol=2e-6)
 
 
+@pytest.mark.parametrize('make, message', [
+    (lambda: fit_pca(X, 64), 'dim: 64 components of 120 vectors of 16 numbers'),
+    (lambda: fit_whitening(X[:5], range(5)), 'labels: no class has two images that differ'),
+    (lambda: fit_pca(X, 5)(X[:, :9]), 'a projection of 16 numbers, found 9')])
+def test_projections_that_cannot_be(make, message):
+    with pytest.raises(ValueError, match=message): make()
+
+
+def test_components_stand_apart_and_whitened_ones_are_as_long_as_each_other():
+    for whiten in (0, 1):
+        pca = fit_pca(X, 8, whiten=whiten)
+        spread = np.cov(((X - pca.mean) @ pca.matrix).T)
+        expected = np.diag(spread.diagonal()) if not whiten else np.eye(8)*spread[0, 0]
+        np.testing.assert_allclose(spread/spread[0, 0], expected/spread[0, 0], atol=1e-4)
+        if not whiten: assert (np.diff(spread.diagonal()) < 0).all()
+
+
 def test_learned_whitening_makes_classes_round():
     "Without shrinking, images about their class's mean have the same spread in all directions."
     x, labels = clouds(n=40)
@@ -100,6 +117,11 @@ def test_projected_and_combined_features_are_saved_with_their_origin(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(again['both'], axis=1), 1, atol=1e-5)
 
 
+def test_a_combined_cosine_is_the_weighted_mean():
+    f = Features({'a': X, 'b': X[:, ::-1]*3}, TABLE).combine({'a': 3, 'b': 1})
+    np.testing.assert_allclose(f['combined'] @ f['combined'][0], .75*(X @ X[0]) + .25*(X[:, ::-1] @ X[0, ::-1]), atol=1e-5)
+
+
 @pytest.mark.parametrize('weights', [{}, {'a': 0}, {'a': 1, 'b': -1}])
 def test_weights_are_above_zero(weights):
     with pytest.raises(ValueError, match='above 0'): Features({'a': X, 'b': X}, TABLE).combine(weights)
@@ -122,6 +144,8 @@ def test_views_are_extracted_like_any_descriptor(tmp_path):
     small = nn.functional.interpolate(x, scale_factor=.5, mode='bilinear', antialias=True)
     parts = [nn.functional.normalize(Corner()(v)['corner']) for v in (x, x.flip(3), small, small.flip(3))]
     torch.testing.assert_close(views(x)['corner'], nn.functional.normalize(sum(parts)))
+    mirrored = views(x.flip(3))
+    for name in views(x): torch.testing.assert_close(mirrored[name], views(x)[name])
     assert Views(nn.Flatten(), flip=False)(x)['embedding'].shape == (2, 768)
     with pytest.raises(ValueError, match='above 0'): Views(Corner(), scales=(0,))
 

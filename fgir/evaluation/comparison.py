@@ -20,239 +20,227 @@ from functools import partial
 from hashlib import blake2b
 from html import escape
 from importlib.metadata import version
+from importlib.resources import files
 from io import BytesIO, StringIO
 from itertools import starmap
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from fastcore import xml as h
 from fastprogress.fastprogress import progress_bar
-from matplotlib.figure import Figure
 from PIL import Image
 
 from .. import __version__
 from ..data.files import write_atomic
-from ..data.images import load_row
 from ..features.exact import neighbours
-from ..features.extraction import extract, record_of
-from ..features.metrics import TOO_FEW, confidence, first_hit_rank, measure, score_queries
+from fgir.features.metrics import (
+    TOO_FEW,
+    confidence,
+    first_hit_rank,
+    measure,
+    score_queries,
+)
 from ..features.retrieval import evaluate_recall, query_and_gallery, sides
 from ..features.store import Features
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #a7301484
-_TIES = 'by gallery row'
-
-_RECORDED = ('dataset', 'split', 'n_classes', 'photographs', 'crop', 'tfms', 'size', 'network',
-            'backbone', 'settings', 'weights', 'pretraining', 'dtype', 'precision', 'selection',
-            'ties', 'fgir', 'torch')
-
 def _backbone_of(config: Mapping) -> str | None:
-    "The name of the network inside of a descriptor's settings, 'none' if there is none, None if it has no name."
+    "Name of the network in a descriptor: 'none' without one, None if it has no name."
     if not isinstance(config, Mapping): return None
     if 'config' in config: return _backbone_of(config['config'] or {'backbone': None})
     backbone = config.get('backbone', 'none')
     return backbone.get('name') if isinstance(backbone, dict) else backbone
 
-def _made_by(record: Mapping) -> dict:
-    "What described: class, backbone, other settings in a line; without weights, that nothing was picked."
+def _network_facts(record: Mapping) -> dict:
+    "What described: its class, its backbone, and other settings in a line."
     config = record['config'] if isinstance(record.get('config'), dict) else {}
     shown = {k: v for k, v in config.items() if k not in ('backbone', 'pools', 'what')}
     settings = ', '.join(f'{k} {json.dumps(v, default=str)}' for k, v in shown.items())
     found = dict(network=record.get('model'))
     if config: found |= dict(backbone=_backbone_of(config), settings=settings or 'none')
-    return found | (dict(selection='none: there is nothing to train') if record.get('weights') == 'none' else {})
+    if record.get('weights') == 'none':
+        found['selection'] = 'none: there is nothing to train'
+    return found
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #e28dfb1f
+_RECORDED = (
+    'dataset', 'split', 'n_classes', 'photographs', 'crop', 'tfms', 'size', 'network',
+    'backbone', 'settings', 'weights', 'pretraining', 'dtype', 'precision', 'selection',
+    'ties', 'fgir', 'torch')
+
 def _protocol(features: Features) -> dict:
-    "What one must know to compute the same recall again; 'not recorded' where neither the record nor the table tells."
+    "What one must know to compute the same recall again."
     record, table = features.record, features.table
-    facts = {k: v for k, v in (record | _made_by(record)).items() if isinstance(v, str | int | float) and v != ''}
+    plain, facts = str | int | float, record | _network_facts(record)
+    facts = {k: v for k, v in facts.items() if isinstance(v, plain) and v != ''}
     for name in ('model', 'date', 'autocast'): facts.pop(name, None)
     if 'autocast' in record: facts['precision'] = record['autocast'] or 'float32'
     splits, rule = ', '.join(sorted(set(table['split']))), table.attrs.get('split')
-    images = dict(split=f'{rule}: {splits}' if rule else splits, n_classes=table['label'].nunique(), ties=_TIES)
+    split, kinds = f'{rule}: {splits}' if rule else splits, table['label'].nunique()
+    images = dict(split=split, n_classes=kinds, ties='by gallery row')
     return dict.fromkeys(_RECORDED, 'not recorded') | facts | images
 
+# %% ../../nbs/70_evaluation.comparison.ipynb #c9622584
 def _made(features: Features) -> list[str]:
-    "What each array is made of: a projection, a sum of others, or what the descriptor gave."
+    "What each array is made of: a projection, a sum, or what the descriptor gave."
     made = features.record.get('made') or {}
     return [made.get(name, 'as described') for name in features.names]
 
 def evaluate(
-    features: Mapping[str, Features] | Features,  # several under the names of their models, or one
+    features: Mapping[str, Features] | Features,  # several by the names of their models
     ks: Sequence[int] = (1, 2, 4, 8),
     metric: str = 'cosine',  # 'cosine', 'dot' or 'euclidean'
-    measures: Sequence[str] = (),  # more than recall, such as 'MAP@R', see `score_queries`
-) -> pd.DataFrame:  # columns model, descriptor, dim, metric, n_queries, n_gallery, R@K and measures in 0..1, the protocol
-    "Recall@K of every array of `features` with its protocol: one row a model and descriptor."
-    if isinstance(features, Features): features = {features.record.get('model', 'model'): features}
+    measures: Sequence[str] = (),  # more, such as 'MAP@R', see `score_queries`
+) -> pd.DataFrame:  # model, descriptor, dim, R@K and measures in 0..1, the protocol
+    "Recall@K of every array of `features` with its protocol: a row each."
+    if isinstance(features, Features):
+        features = {features.record.get('model', 'model'): features}
     if not features: raise ValueError('features: nothing to evaluate')
-    parts = [evaluate_recall(f, ks, metric, measures).assign(model=model, made=_made(f), **_protocol(f))
-             for model, f in features.items()]
+    parts = []
+    for model, one in features.items():
+        recall = evaluate_recall(one, ks, metric, measures)
+        parts.append(recall.assign(model=model, made=_made(one), **_protocol(one)))
     table = pd.concat(parts, ignore_index=True)
     return table[['model', *table.columns.drop('model')]]
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #cafe0002
 def caveats(results: pd.DataFrame) -> list[str]:
-    "What one must know before one compares the numbers of `evaluate`, a sentence each; [] if there is nothing."
-    def rows(mask): return ', '.join(dict.fromkeys(results.loc[mask, 'model'].astype(str)))
+    "What one must know before comparing numbers of `evaluate`, a sentence each."
     facts = results.reindex(columns=['split', 'photographs']).map(str)
     splits = facts['split'].str.split(': ').str[-1].str.split(', ')
     mixed = splits.map(lambda s: 'train' in s and len(s) > 1)
     crops = facts['photographs'].str.startswith('crops already')
     said = {'training images are among those that are searched': mixed,
             'the files are crops already: no number on whole photographs': crops}
-    return [f'{rows(mask)}: {text}' for text, mask in said.items() if mask.any()]
+    found = []
+    for text, mask in said.items():
+        models = ', '.join(dict.fromkeys(results.loc[mask, 'model'].astype(str)))
+        if mask.any(): found.append(f'{models}: {text}')
+    return found
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #851a6038
 def content_key(descriptor: Callable, table: pd.DataFrame, how: Mapping) -> str:
-    "A short name for what features are made of: descriptor and weights, rows of the table, settings."
+    "A short name for what features are made of: descriptor, weights, rows, settings."
+    from fgir.features.extraction import record_of
+
     made = record_of(descriptor, table, **how)
     made = {k: v for k, v in made.items() if k not in ('date', 'fgir', 'torch')}
+    made = json.dumps(made, sort_keys=True, default=str)
     rows = table.to_csv(index=False) + str(table.attrs.get('root'))
-    return blake2b((json.dumps(made, sort_keys=True, default=str) + rows).encode(), digest_size=8).hexdigest()
+    return blake2b((made + rows).encode(), digest_size=8).hexdigest()
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #febdd977
 def describe_all(
     descriptors: Mapping[str, Callable],  # by the names of their models
     tables: Mapping[str, pd.DataFrame],  # by the names of their data; rows to describe
     cache: str | Path,  # folder of the files
-    progress: bool = True,  # show bars
+    progress: bool = True,  # a bar for the pairs, and one for the images of each
     **how,  # to `extract`: size, tfms, crop…
 ) -> dict[str, Features]:  # 'data, model': features
     "Describe every table by every descriptor, or open what was described before."
-    found, cache = {}, Path(cache)
+    from fgir.features.extraction import extract
+
+    found, settings = {}, dict(progress=progress, **how)
     pairs = [(data, model) for data in tables for model in descriptors]
     for data, model in progress_bar(pairs) if progress else pairs:
-        out = cache/f'{content_key(descriptors[model], tables[data], how)}.safetensors'
-        done = out.exists()
-        found[f'{data}, {model}'] = Features.load(out) if done else extract(
-            descriptors[model], tables[data], out=out, note=model, progress=progress, **how)
+        network, rows = descriptors[model], tables[data]
+        out = Path(cache)/f'{content_key(network, rows, how)}.safetensors'
+        found[f'{data}, {model}'] = Features.load(out) if out.exists() else extract(
+            network, rows, out=out, note=model, **settings)
     return found
+
+# %% ../../nbs/70_evaluation.comparison.ipynb #7e4337f8
+def _scores_of(features: Features, name: str | None, measure: str) -> tuple:
+    "A measure of each query, and the queries' labels."
+    vectors = features[name or features.names[0]]
+    queries = query_and_gallery(features.table, vectors)
+    return score_queries(*queries, measures=[measure])[measure].to_numpy(), queries[1]
+
+def _verdict(low: float, high: float) -> str:
+    "What an interval of b - a says."
+    if np.isnan(low): return TOO_FEW
+    if low > 0: return 'b is higher'
+    return 'a is higher' if high < 0 else 'no difference shown'
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #450d5a1f
 def compare(
     a: Features,
     b: Features,  # of the same images in the same order
-    names: tuple[str | None, str | None] = (None, None),  # of the arrays; default the first of each
+    names: tuple[str | None, str | None] = (None, None),  # arrays; default the first
     measure: str = 'R@1',  # as in `score_queries`
     level: float = .95,  # of the interval
-) -> dict:  # measure of a and of b, b - a, its interval (NaN for too few classes), whether zero lies outside, a verdict
-    "Compare two descriptors query by query; ValueError unless they are of the same images."
-    same = a.table[['path', 'label', 'split']].equals(b.table[['path', 'label', 'split']])
-    if not same: raise ValueError('a, b: expected features of the same images in the same order')
-    asked = [query_and_gallery(f.table, f[name or f.names[0]]) for f, name in zip((a, b), names, strict=True)]
-    found = [score_queries(*one, measures=[measure])[measure].to_numpy() for one in asked]
-    low, high = confidence(found[1], asked[0][1], level, against=found[0])
-    means = [float(s.mean()) for s in found]
-    verdict = TOO_FEW if np.isnan(low) else 'b is higher' if low > 0 else 'a is higher' if high < 0 else 'no difference shown'
-    return dict(measure=measure, a=means[0], b=means[1], difference=means[1] - means[0], low=low, high=high,
-                differs=low > 0 or high < 0, verdict=verdict)
+) -> dict:  # the measure of a and b, b - a, its interval, whether zero is outside
+    "Compare two descriptors query by query; ValueError unless of the same images."
+    same = ['path', 'label', 'split']
+    if not a.table[same].equals(b.table[same]):
+        raise ValueError('a, b: expected features of the same images in the same order')
+    ours, labels = _scores_of(a, names[0], measure)
+    theirs, _ = _scores_of(b, names[1], measure)
+    low, high = confidence(theirs, labels, level, against=ours)
+    means = float(ours.mean()), float(theirs.mean())
+    return dict(
+        measure=measure, a=means[0], b=means[1], difference=means[1] - means[0],
+        low=low, high=high, differs=low > 0 or high < 0, verdict=_verdict(low, high))
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #958dc58a
 def judge(
     features: Features,
     name: str,  # of the array
-    k: int = 8,  # length of the lists; shorter where there are fewer images to find
+    k: int = 8,  # length of the lists; shorter if there are fewer images to find
     metric: str = 'cosine',  # 'cosine', 'dot' or 'euclidean'
 ) -> pd.DataFrame:
-    "One row a query: `row`, `label`, `name`, rank of the `first` hit, and lists of k: `found` rows, `scores`, `right`."
-    labels, names, vectors = features.table['label'].to_numpy(), features.table['name'].to_numpy(), features[name]
-    query, gallery = sides(features.table)
-    asked = query_and_gallery(features.table, vectors)
+    "A row a query: rank of the `first` hit, and lists of `found`, `scores`, `right`."
+    table, (query, gallery) = features.table, sides(features.table)
+    labels, names = table['label'].to_numpy(), table['name'].to_numpy()
+    asked = query_and_gallery(table, features[name])
     first = first_hit_rank(*asked, metric=metric)
     k = min(k, len(query) - 1 if gallery is None else len(gallery))
     scores, found = neighbours(asked[0], asked[2], k=k, metric=metric)
     found = (query if gallery is None else gallery)[found]
-    lists = dict(found=found, scores=scores, right=labels[found] == labels[query][:, None])
+    right = labels[found] == labels[query][:, None]
     about = dict(row=query, label=labels[query], name=names[query], first=first)
-    return pd.DataFrame(about | {c: list(v) for c, v in lists.items()})
+    lists = dict(found=list(found), scores=list(scores), right=list(right))
+    return pd.DataFrame(about | lists)
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #e75cbe83
 def best_and_worst(
     judged: pd.DataFrame,  # from `judge`
     n: int = 3,  # queries of each kind
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "The `n` queries with the most right answers, and the `n` that find their class last; one of a class."
-    order = judged.assign(n_right=judged['right'].map(np.sum), top=judged['scores'].str[0])
-    best = order.sort_values(['n_right', 'top'], ascending=False, kind='stable')
-    worst = order.sort_values(['first', 'top'], ascending=False, kind='stable')
-    return tuple(o.drop_duplicates('label')[:n] for o in (best, worst))
+    "The `n` queries with the most right answers, and those that find their class last."
+    order = judged.assign(
+        n_right=judged['right'].map(np.sum), top=judged['scores'].str[0])
+    def ranked(column):
+        by = order.sort_values([column, 'top'], ascending=False, kind='stable')
+        return by.drop_duplicates('label')[:n]
+    return ranked('n_right'), ranked('first')
 
 def class_recall(judged: pd.DataFrame) -> pd.DataFrame:
     "Recall@1 and number of queries of each class, the lowest first."
-    classes = judged.assign(hit=judged['first'] == 1).groupby(['label', 'name'])['hit'].agg(['mean', 'size'])
-    classes = classes.set_axis(['R@1', 'queries'], axis=1).reset_index()
-    return classes.sort_values(['R@1', 'label'], ignore_index=True)
-
-# %% ../../nbs/70_evaluation.comparison.ipynb #f0f51540
-_STYLE = '''
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #5b6676; --line: #dde2ea; --page: #fff; --card: #f5f7fa;
-  --accent: #2f6bd8; --right: #1b9e5a; --wrong: #d6453d }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7ebf2; --soft: #9aa5b6; --line: #323b49; --page: #12161d;
-  --card: #1b212b; --accent: #7aa7ff; --right: #35c47c; --wrong: #ff6f66 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 2.5rem 1.25rem; max-width: 64rem; color: var(--ink); background: var(--page);
-  font: 1rem/1.55 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif }
-h1 { margin: 0; font-size: 2rem; line-height: 1.2; overflow-wrap: anywhere }
-h2 { margin: 3rem 0 .75rem; font-size: 1.25rem }
-h3 { margin: 1.5rem 0 .5rem; font-size: 1rem }
-p { margin: .5rem 0; max-width: 44rem; overflow-wrap: anywhere }
-footer, figcaption { color: var(--soft); font-size: .875rem }
-footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line) }
-'''
-
-# %% ../../nbs/70_evaluation.comparison.ipynb #a8d81354
-_STYLE += '''
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(4.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0 }
-.tile { padding: .75rem 1rem; border-radius: .75rem; background: var(--card) }
-.tile strong { display: block; font-size: clamp(1.25rem, 5vw, 2rem); line-height: 1.2 }
-.tile:first-child strong { color: var(--accent) }
-.tile small { display: block; color: var(--soft); font-size: .8125rem }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9375rem }
-th, td { padding: .4rem 1rem .4rem 0; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
-th { color: var(--soft); font-weight: 500 }
-.number { text-align: right }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: .75rem 1rem; margin: 0 }
-dt { color: var(--soft); font-size: .875rem } dd { margin: 0; overflow-wrap: anywhere }
-pre { padding: 1rem; border-radius: .75rem; background: var(--card); overflow-x: auto; font-size: .875rem }
-'''
-
-# %% ../../nbs/70_evaluation.comparison.ipynb #e0c52abd
-_STYLE += '''
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: 1rem }
-svg { width: 100%; height: auto; color: var(--soft) } svg text { fill: var(--soft) }
-figure { margin: 0 } img { max-width: 100%; height: auto; border-radius: .5rem }
-.search { display: flex; gap: .5rem; padding: .5rem 0; overflow-x: auto }
-.search figure { flex: 0 0 6rem }
-.search figure:first-child { margin-right: .75rem }
-.search img { display: block; width: 6rem; height: 6rem; object-fit: cover; border: 4px solid var(--line) }
-.search .right img { border-color: var(--right) } .search .wrong img { border-color: var(--wrong) }
-.search figcaption { font-size: .75rem; line-height: 1.35; overflow-wrap: anywhere }
-.search strong { display: block }
-.bars { display: grid; grid-template-columns: minmax(0, 2fr) 3fr max-content; gap: .5rem .75rem; align-items: center;
-  font-size: .875rem; line-height: 1.3 }
-.bar { height: .75rem; border-radius: .375rem; background: var(--card) }
-.bar div { height: 100%; min-width: 2px; border-radius: .375rem; background: var(--accent) }
-'''
+    classes = judged.assign(hit=judged['first'] == 1).groupby(['label', 'name'])['hit']
+    found = classes.agg(['mean', 'size']).set_axis(['R@1', 'queries'], axis=1)
+    return found.reset_index().sort_values(['R@1', 'label'], ignore_index=True)
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #d6d5f8ca
 def _colophon() -> h.FT:
     "When the page was made, and with what."
-    versions = [f'{name} {version(name)}' for name in ('torch', 'torchvision', 'numpy', 'pandas')]
-    versions = [f'fgir {__version__}', f'Python {platform.python_version()}', *versions, platform.platform()]
-    return h.Footer(h.P(' · '.join([datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z'), *versions])))
+    names = ('torch', 'torchvision', 'numpy', 'pandas')
+    versions = [f'{name} {version(name)}' for name in names]
+    own = [f'fgir {__version__}', f'Python {platform.python_version()}']
+    now = datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')
+    return h.Footer(h.P(' · '.join([now, *own, *versions, platform.platform()])))
 
 def page(title: str, *sections) -> str:
     "A whole HTML page."
-    head = h.Head(h.Meta(charset='utf-8'), h.Meta(name='viewport', content='width=device-width, initial-scale=1'),
-                h.Title(title), h.Style(h.NotStr(_STYLE)))
-    return h.to_xml(h.Html(head, h.Body(h.Main(h.H1(title), *sections), _colophon()), lang='en'), indent=False)
+    style = (files('fgir.evaluation')/'report.css').read_text(encoding='utf-8')
+    view = dict(name='viewport', content='width=device-width, initial-scale=1')
+    head = h.Head(h.Meta(charset='utf-8'), h.Meta(**view), h.Title(title),
+                  h.Style(h.NotStr(style)))
+    body = h.Body(h.Main(h.H1(title), *sections), _colophon())
+    return h.to_xml(h.Html(head, body, lang='en'), indent=False)
 
-# %% ../../nbs/70_evaluation.comparison.ipynb #08f1d440
+# %% ../../nbs/70_evaluation.comparison.ipynb #25cb6e92
 def _percent(fraction: float) -> str:
     "A fraction as people write recall: 75.2."
     return f'{100*fraction:.1f}'
@@ -262,68 +250,88 @@ def is_measure(column: str) -> bool:
     try: return bool(measure(column))
     except ValueError: return False
 
+def _cell(value, kind: str | None, measured: bool, best: float | None) -> h.FT:
+    "A cell: measures in percent, the best in bold, a dash for what is missing."
+    if pd.isna(value): return h.Td('–', cls=kind)
+    if not measured:
+        text = f'{value:g}' if isinstance(value, float) else str(value)
+        return h.Td(text, cls=kind)
+    text = _percent(value)
+    return h.Td(h.Strong(text) if value == best else text, cls='number')
+
 # %% ../../nbs/70_evaluation.comparison.ipynb #d15fff18
 def table_html(
     frame: pd.DataFrame,  # measures are shown in percent
     bold: bool = True,  # the highest of each measure
 ) -> h.FT:
     "A table that scrolls sideways where the screen is narrow."
-    def kind(column): return 'number' if pd.api.types.is_numeric_dtype(frame[column]) else None
-
-    def cell(column, value):
-        if not is_measure(column) or pd.isna(value):
-            text = '–' if pd.isna(value) else f'{value:g}' if isinstance(value, float) else str(value)
-            return h.Td(text, cls=kind(column))
-        return h.Td(h.Strong(_percent(value)) if bold and value == frame[column].max() else _percent(value), cls='number')
-
-    head = h.Tr(*(h.Th(c.replace('_', ' '), scope='col', cls=kind(c)) for c in frame))
-    body = (h.Tr(*map(cell, frame, row)) for row in frame.itertuples(index=False))
-    return h.Div(h.Table(h.Thead(head), h.Tbody(*body)), cls='scroll')
+    head, columns = [], []
+    for name in frame:
+        values, measured = frame[name], is_measure(name)
+        kind = 'number' if pd.api.types.is_numeric_dtype(values) else None
+        best = values.max() if bold and measured else None
+        head.append(h.Th(name.replace('_', ' '), scope='col', cls=kind))
+        columns.append([_cell(value, kind, measured, best) for value in values])
+    body = [h.Tr(*cells) for cells in zip(*columns, strict=True)]
+    return h.Div(h.Table(h.Thead(h.Tr(*head)), h.Tbody(*body)), cls='scroll')
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #861c6424
 def split_protocol(results: pd.DataFrame) -> tuple[pd.DataFrame, dict]:
-    "The columns that tell the rows apart, with the numbers; and what holds for every row."
+    "The columns that tell the rows apart, with the numbers; and what holds for all."
     named = ('model', 'descriptor', 'dim')
-    keep = [c for c in results if c in named or is_measure(c) or results[c].nunique(dropna=False) > 1]
+    keep = [c for c in results if c in named or is_measure(c)
+            or results[c].nunique(dropna=False) > 1]
     return results[keep], results.drop(columns=keep).iloc[0].to_dict()
 
 def _facts_html(facts: Mapping) -> h.FT:
     "Facts as a list of terms and values."
-    return h.Dl(*(h.Div(h.Dt(what.replace('_', ' ')), h.Dd(str(value))) for what, value in facts.items()))
+    terms = ((name.replace('_', ' '), str(value)) for name, value in facts.items())
+    return h.Dl(*(h.Div(h.Dt(name), h.Dd(value)) for name, value in terms))
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #19885bb5
-_LINES = mpl.cycler(color=['#2f7de1', '#e58a1f', '#23a36b', '#d4549b', '#8a63d2', '#7f8a99'])
-_CHART = {'svg.fonttype': 'none', 'axes.prop_cycle': _LINES, 'axes.spines.top': False, 'axes.spines.right': False,
-         'axes.grid': True, 'grid.color': '#808080', 'grid.alpha': .25, 'legend.frameon': False, 'lines.linewidth': 2,
-         'text.parse_math': False}
+_COLORS = ['#2f7de1', '#e58a1f', '#23a36b', '#d4549b', '#8a63d2', '#7f8a99']
+_CHART = {
+    'svg.fonttype': 'none', 'axes.spines.top': False, 'axes.spines.right': False,
+    'axes.grid': True, 'grid.color': '#808080', 'grid.alpha': .25,
+    'legend.frameon': False, 'lines.linewidth': 2, 'text.parse_math': False}
 
+def _of_the_page(svg: str, alt: str) -> str:
+    "A drawing without a style of its own; its black is the page's ink."
+    svg = re.sub(r'<defs>\s*<style.*?</defs>', '', svg, count=1, flags=re.S)
+    svg = re.sub(r'<g id="[^"]*"', '<g', svg[svg.index('<svg'):])
+    svg = re.sub(r"font-family:[^;\"]*;?", '', svg).replace('#000000', 'currentColor')
+    return svg.replace('<svg', f'<svg role="img" aria-label="{escape(alt)}"', 1)
+
+# %% ../../nbs/70_evaluation.comparison.ipynb #c3d3706f
 def _chart(
     draw: Callable,  # draws on the matplotlib axes that it is given
     alt: str,  # what there is to see, for those who cannot
 ) -> h.FT:
-    "An SVG drawing that belongs to the page: its black is the page's ink."
-    with mpl.rc_context(_CHART | {'svg.hashsalt': alt}):
-        figure, out = Figure(figsize=(4, 3), layout='constrained'), StringIO()
+    "An SVG drawing of the page."
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    lines, out = {'axes.prop_cycle': mpl.cycler(color=_COLORS)}, StringIO()
+    with mpl.rc_context(_CHART | lines | {'svg.hashsalt': alt}):
+        figure = Figure(figsize=(4, 3), layout='constrained')
         draw(figure.subplots())
         nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
         figure.savefig(out, format='svg', transparent=True, metadata=nothing)
-    svg = re.sub(r'<defs>\s*<style.*?</defs>', '', out.getvalue(), count=1, flags=re.S)
-    svg = re.sub(r'<g id="[^"]*"', '<g', svg[svg.index('<svg'):])
-    svg = re.sub(r"font-family:[^;\"]*;?", '', svg).replace('#000000', 'currentColor')
-    return h.NotStr(svg.replace('<svg', f'<svg role="img" aria-label="{escape(alt)}"', 1))
+    return h.NotStr(_of_the_page(out.getvalue(), alt))
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #f1974f2b
 def _recall_columns(frame: pd.DataFrame) -> list[str]:
-    "The columns R@K; raises ValueError if there are none."
+    "The columns R@K; ValueError if there are none."
     columns = [c for c in frame if re.fullmatch(r'R@\d+', c)]
-    if not columns: raise ValueError(f'expected columns R@1 or the like, found {", ".join(map(str, frame))}')
-    return columns
+    if columns: return columns
+    there = ', '.join(map(str, frame))
+    raise ValueError(f'expected columns R@1 or the like, found {there}')
 
 def _recall_chart(results: pd.DataFrame) -> h.FT:
-    "Recall over K, one line for the best descriptor of each model."
+    "Recall over K, which doubles, one line for the best descriptor of each model."
     recalls = _recall_columns(results)
-    best = results.sort_values(recalls[0], ascending=False, kind='stable').drop_duplicates('model')
-    ks = [int(c[2:]) for c in recalls]
+    best = results.sort_values(recalls[0], ascending=False, kind='stable')
+    best, ks = best.drop_duplicates('model'), [int(c[2:]) for c in recalls]
 
     def draw(ax):
         for model, values in zip(best['model'], best[recalls].to_numpy(), strict=True):
@@ -337,21 +345,26 @@ def _recall_chart(results: pd.DataFrame) -> h.FT:
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #8349ff3d
 def training_charts(
-    history: pd.DataFrame | None,  # a row an epoch, columns epoch, train_loss, R@1…; others are left out
+    history: pd.DataFrame | None,  # a row an epoch: epoch, train_loss, R@1…
 ) -> list[h.FT]:
-    "The training loss and the validation recall over the epochs; nothing without a history."
+    "Training loss and validation recall over the epochs; nothing without a history."
     if history is None: return []
 
     def draw(ax, columns, scale, label):
-        for c in columns: ax.plot(history.get('epoch', history.index), scale*history[c], 'o-', ms=4, label=c)
+        epochs = history.get('epoch', history.index)
+        for c in columns: ax.plot(epochs, scale*history[c], 'o-', ms=4, label=c)
         ax.set(xlabel='epoch', ylabel=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if len(columns) > 1: ax.legend()
 
-    losses, recalls = [c for c in history if c == 'train_loss'], [c for c in history if c.startswith('R@')]
+    losses = [c for c in history if c == 'train_loss']
+    recalls = [c for c in history if c.startswith('R@')]
     kinds = (losses, 1, 'training loss'), (recalls, 100, 'validation recall, %')
-    return [_chart(partial(draw, columns=columns, scale=scale, label=label), f'{label} over the epochs')
-            for columns, scale, label in kinds if columns]
+    charts = []
+    for columns, scale, label in kinds:
+        drawn = partial(draw, columns=columns, scale=scale, label=label)
+        if columns: charts.append(_chart(drawn, f'{label} over the epochs'))
+    return charts
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #4904798e
 def _data_uri(content: bytes, kind: str) -> str:
@@ -365,70 +378,87 @@ def _thumbnail(image: Image.Image, side: int = 192) -> str:
     image.save(out, 'JPEG', quality=85)
     return _data_uri(out.getvalue(), 'jpeg')
 
+def _photo(table: pd.DataFrame, row: int, crop: bool, kind: str, caption: str) -> h.FT:
+    "A photograph with its class below; `kind` is query, right or wrong."
+    from fgir.data.images import load_row
+
+    name = table['name'].iat[row].replace('_', ' ')
+    image = h.Img(src=_thumbnail(load_row(table, row, crop)), alt=f'{kind}: {name}')
+    return h.Figure(image, h.Figcaption(h.Strong(caption), name), cls=kind)
+
 # %% ../../nbs/70_evaluation.comparison.ipynb #5efec64b
 def _search_html(
     table: pd.DataFrame,
     query: pd.Series,  # a row of `judge`
     crop: bool = False,  # show the boxes only
 ) -> h.FT:
-    "One search: the query, then what was found, framed green where right and red where wrong."
-    def figure(row, kind, caption):
-        name = table['name'].iat[row].replace('_', ' ')
-        image = h.Img(src=_thumbnail(load_row(table, row, crop)), alt=f'{kind}: {name}')
-        return h.Figure(image, h.Figcaption(h.Strong(caption), name), cls=kind)
+    "One search: the query, then what was found, framed green or red."
+    hit = np.isfinite(query['first'])
+    rank = f'first hit: {query["first"]:.0f}' if hit else 'no hit'
+    photos = [_photo(table, query['row'], crop, 'query', rank)]
+    answers = zip(query['found'], query['scores'], query['right'], strict=True)
+    for row, score, right in answers:
+        kind, sign = ('right', '✓') if right else ('wrong', '✗')
+        photos.append(_photo(table, row, crop, kind, f'{sign} {score:.4f}'))
+    return h.Div(*photos, cls='search')
 
-    kinds = ({True: ('right', '✓'), False: ('wrong', '✗')}[bool(ok)] for ok in query['right'])
-    answers = zip(query['found'], query['scores'], kinds, strict=True)
-    found = (figure(row, kind, f'{sign} {score:.4f}') for row, score, (kind, sign) in answers)
-    rank = f'first hit: {query["first"]:.0f}' if np.isfinite(query['first']) else 'no hit'
-    return h.Div(figure(query['row'], 'query', rank), *found, cls='search')
-
-# %% ../../nbs/70_evaluation.comparison.ipynb #f7b07eaf
 def _bars_html(classes: pd.DataFrame) -> h.FT:
     "Recall@1 of classes, from `class_recall`, as bars."
-    def bar(name, recall):
-        filled = h.Div(style=f'width:{_percent(recall)}%')
-        return h.Span(name.replace('_', ' ')), h.Div(filled, cls='bar'), h.Span(_percent(recall), cls='number')
-
-    bars = map(bar, classes['name'], classes['R@1'])
-    return h.Div(*(part for parts in bars for part in parts), cls='bars')
+    parts = []
+    for name, recall in zip(classes['name'], classes['R@1'], strict=True):
+        bar = h.Div(h.Div(style=f'width:{_percent(recall)}%'), cls='bar')
+        parts += [h.Span(name.replace('_', ' ')), bar]
+        parts.append(h.Span(_percent(recall), cls='number'))
+    return h.Div(*parts, cls='bars')
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #583eebbd
 def best_row(results: pd.DataFrame) -> pd.Series:
-    "The row with the highest recall at the first K; raises ValueError if `results` are not of `evaluate`."
-    lost = {'model', 'descriptor', 'dim', 'n_queries', 'n_gallery'} - set(results)
-    if lost: raise ValueError(f'results: expected a table of evaluate, found no column {", ".join(sorted(lost))}')
+    "The row with the highest recall at the first K; ValueError for another table."
+    needed = {'model', 'descriptor', 'dim', 'n_queries', 'n_gallery'}
+    lost = ', '.join(sorted(needed - set(results)))
+    if lost:
+        raise ValueError(
+            f'results: expected a table of evaluate, found no column {lost}')
     return results.loc[results[_recall_columns(results)[0]].idxmax()]
 
 def _interval(
     judged: pd.DataFrame,  # from `judge`
     k: int = 1,
 ) -> str:
-    "The 95 % interval of Recall@K in percent, for other classes of the kind; 'too few classes' where there are."
+    "The 95 % interval of Recall@K in percent; 'too few classes' where there are."
     ends = confidence(judged['first'] <= k, judged['label'])
     return TOO_FEW if np.isnan(ends[0]) else ' to '.join(map(_percent, ends))
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #d8727de7
+def _sentence(results: pd.DataFrame, interval: str) -> str:
+    "The best row in words, for those who have never heard of recall."
+    best, first = best_row(results), _recall_columns(results)[0]
+    which = f'The best of {len(results)}: ' if len(results) > 1 else ''
+    text = (f'{which}{best["model"]}, {best["descriptor"]} ({best["dim"]} numbers an '
+            f'image). R@K is the share (%) of the {best["n_queries"]} queries that '
+            'have an image of their own class among the K nearest of '
+            f'{best["n_gallery"]}.')
+    if interval == TOO_FEW: text += f' For an interval of {first} these are {TOO_FEW}.'
+    elif interval:
+        text += (f' The 95 % interval of {first}, for other classes of the kind, '
+                 f'is {interval}.')
+    return text + ''.join(f' {said}.' for said in caveats(results))
+
 def _headline(
     results: pd.DataFrame,
     judged: pd.DataFrame | None = None,  # the best row's queries, from `judge`
 ) -> tuple[h.FT, h.FT]:
     "The best row in a sentence, and in large figures."
-    best, columns = best_row(results), _recall_columns(results)
-    about = '' if judged is None else _interval(judged, int(columns[0][2:]))
-    which = f'The best of {len(results)}: ' if len(results) > 1 else ''
-    text = (f'{which}{best["model"]}, {best["descriptor"]} ({best["dim"]} numbers an image). R@K is the share (%) of '
-            f'the {best["n_queries"]} queries that have an image of their own class among the K nearest of '
-            f'{best["n_gallery"]}.')
-    if about == TOO_FEW: text += f' For an interval of {columns[0]} these are {TOO_FEW}.'
-    elif about: text += f' The 95 % interval of {columns[0]}, for other classes of the kind, is {about}.'
-    text += ''.join(f' {said}.' for said in caveats(results))
-    tiles = (h.Div(h.Strong(_percent(best[c])), c, *([h.Small(about)] if about and c == columns[0] else []), cls='tile')
-             for c in columns)
-    return h.P(text), h.Div(*tiles, cls='tiles')
+    best, (first, *others) = best_row(results), _recall_columns(results)
+    interval = '' if judged is None else _interval(judged, int(first[2:]))
+    small = [h.Small(interval)] if interval else []
+    tiles = [h.Div(h.Strong(_percent(best[first])), first, *small, cls='tile')]
+    tiles += [h.Div(h.Strong(_percent(best[c])), c, cls='tile') for c in others]
+    return h.P(_sentence(results, interval)), h.Div(*tiles, cls='tiles')
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #cafe0004
-_CROPS = {'whole': 'none', 'cut to the boxes': 'box', 'crops already': 'box, in the files'}
+_CROPS = {
+    'whole': 'none', 'cut to the boxes': 'box', 'crops already': 'box, in the files'}
 
 def _picked(selection: str) -> str:
     "How an epoch was picked, in the words of the published table."
@@ -447,7 +477,7 @@ def as_published(best: pd.Series) -> dict:
 _UNKNOWN = 'not recorded', 'not stated', 'unclear'
 
 def differs_in(own: Mapping, row: Mapping) -> str:
-    "Which parts of two protocols are not the same; with a question mark where one of them does not tell."
+    "What two protocols differ in; with a question mark where one does not tell."
     def known(value): return not pd.isna(value) and value not in _UNKNOWN
     names = []
     for name in ('crop', 'size', 'selection', 'n_queries'):
@@ -457,26 +487,33 @@ def differs_in(own: Mapping, row: Mapping) -> str:
     return ', '.join(names) or 'nothing'
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #b2a6ce10
-_BESIDE = ('differs in', 'crop', 'pretraining', 'selection', 'descriptor', 'dim', 'resize',
-          'n_queries', 'source')
+_BESIDE = (
+    'differs in', 'crop', 'pretraining', 'selection', 'descriptor', 'dim', 'resize',
+    'n_queries', 'source')
+_PUBLISHED = (
+    'As published, not measured here. Crops, image size, pretraining and an epoch '
+    'picked on the test images can move R@1 by more than methods do. '
+    '"Differs in" names what is not as on this page; a question mark stands behind '
+    'what one of the two does not tell.')
 
 def _published_html(
     best: pd.Series,  # from `best_row`
     rows: pd.DataFrame,  # method, backbone, R@K…, and the columns `_BESIDE`
 ) -> h.FT:
-    "Published numbers of a data set below the best row of a page, and what tells them apart."
-    own = as_published(best)
-    rows = rows.assign(**{'differs in': [differs_in(own, row) for _, row in rows.iterrows()]})
+    "Published numbers of a data set below the best row of a page."
+    own, text = as_published(best), _PUBLISHED
+    differing = [differs_in(own, row) for _, row in rows.iterrows()]
+    rows = rows.assign(**{'differs in': differing})
     columns = ['method', 'backbone', *filter(is_measure, rows), *_BESIDE]
     table = pd.DataFrame([own, *rows.to_dict('records')]).reindex(columns=columns)
     asked = sorted({int(n) for n in rows['n_queries'].dropna()})
-    text = 'As published, not measured here. Crops, image size, pretraining and an epoch picked on the test images ' \
-           'can move R@1 by more than methods do. "Differs in" names what is not as on this page; a question mark ' \
-           'stands behind what one of the two does not tell.'
     if asked and best['n_queries'] not in asked:
-        text += f' This page asked {best["n_queries"]} queries, the usual test set has ' \
-                f'{" or ".join(map(str, asked))}: its numbers are of other images, and cannot be compared with these.'
-    return h.Section(h.H2('Published'), h.P(text), table_html(table.convert_dtypes(), bold=False))
+        usual = ' or '.join(map(str, asked))
+        text += (f' This page asked {best["n_queries"]} queries, the usual test set '
+                 f'has {usual}: its numbers are of other images, and cannot be '
+                 'compared with these.')
+    shown = table_html(table.convert_dtypes(), bold=False)
+    return h.Section(h.H2('Published'), h.P(text), shown)
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #953f7668
 def _details(
@@ -485,55 +522,73 @@ def _details(
     n_queries: int,
     metric: str = 'cosine',  # that they were judged by
 ) -> list[h.FT]:
-    "The best and the worst searches, and the ten classes that are hardest to find."
-    crop = bool(features.record.get('crop'))
-    searches = [[_search_html(features.table, query, crop) for _, query in part.iterrows()]
-                for part in best_and_worst(judged, n_queries)]
+    "The best and the worst searches, and the ten hardest classes."
+    def drawn(queries):
+        table, crop = features.table, bool(features.record.get('crop'))
+        return [_search_html(table, query, crop) for _, query in queries.iterrows()]
+    best, worst = map(drawn, best_and_worst(judged, n_queries))
     scores = dict(cosine='cosines', dot='inner products', euclidean='distances')[metric]
-    about = f'The most right answers first, one query a class; scores are {scores}.', 'Those whose class comes last.'
-    parts = [h.H3('The best'), h.P(about[0]), *searches[0], h.H3('The worst'), h.P(about[1]), *searches[1]]
-    bars = h.P('Recall@1 in percent, the lowest first.'), _bars_html(class_recall(judged)[:10])
-    return [h.Section(h.H2('Searches'), *parts), h.Section(h.H2('The hardest classes'), *bars)]
+    about = f'The most right answers first, one query a class; scores are {scores}.'
+    searches = [h.H3('The best'), h.P(about), *best]
+    searches += [h.H3('The worst'), h.P('Those whose class comes last.'), *worst]
+    bars = _bars_html(class_recall(judged)[:10])
+    order = h.P('Recall@1 in percent, the lowest first.')
+    return [h.Section(h.H2('Searches'), *searches),
+            h.Section(h.H2('The hardest classes'), order, bars)]
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #5b809cfa
-def _pick(features: Mapping[str, Features], model: str) -> Features:
-    "The features of a model; raises ValueError if there are none."
-    if model not in features: raise ValueError(f'features: nothing of the model {model!r}, the best one')
-    return features[model]
+def _results_html(results: pd.DataFrame, history: pd.DataFrame | None) -> list[h.FT]:
+    "The table, what holds for all of it, and the curves."
+    differs, same = split_protocol(results)
+    title = 'The same for all of them' if len(results) > 1 else 'Protocol'
+    curves = h.Div(_recall_chart(results), *training_charts(history), cls='charts')
+    numbers = table_html(differs), h.H3(title), _facts_html(same)
+    return [h.Section(h.H2('Results'), *numbers), h.Section(h.H2('Curves'), curves)]
 
 def _picture(caption: str, path: str | Path) -> h.FT:
     "An image file, kept inside of the page."
     path = Path(path)
     kind = path.suffix[1:].lower().replace('jpg', 'jpeg')
-    return h.Figure(h.Img(src=_data_uri(path.read_bytes(), kind), alt=caption), h.Figcaption(caption))
+    image = h.Img(src=_data_uri(path.read_bytes(), kind), alt=caption)
+    return h.Figure(image, h.Figcaption(caption))
+
+def _pick(features: Mapping[str, Features], model: str) -> Features:
+    "The features of a model; ValueError if there are none."
+    if model in features: return features[model]
+    raise ValueError(f'features: nothing of the model {model!r}, the best one')
 
 # %% ../../nbs/70_evaluation.comparison.ipynb #c7ea978a
 def report(
     results: pd.DataFrame,  # from `evaluate`
     path: str | Path,  # the HTML file
     title: str,
-    features: Mapping[str, Features] | Features | None = None,  # as for `evaluate`; None: no searches, no classes
+    features: Mapping[str, Features] | Features | None = None,  # for searches, classes
     history: pd.DataFrame | None = None,  # a row an epoch: epoch, train_loss, R@1…
     command: str | None = None,  # that makes this page
     pictures: Mapping[str, str | Path] | None = None,  # caption: image file
     notes: str | None = None,  # paragraphs, with an empty line between
-    published: pd.DataFrame | None = None,  # numbers of the same data set to show beside, from `fgir.published`
+    published: pd.DataFrame | None = None,  # from `published_numbers`
     n_queries: int = 3,  # searches to show, of the best and of the worst
     k: int = 8,  # images found, of each
     force: bool = False,  # overwrite `path`
 ) -> Path:
-    "Write one HTML page that needs no other file; raises FileExistsError rather than overwrite."
-    path, best, (differs, same) = Path(path), best_row(results), split_protocol(results)
-    if path.exists() and not force: raise FileExistsError(f'{path} exists; force=True overwrites it')
+    "Write one HTML page that needs no other file; FileExistsError unless `force`."
+    path, best = Path(path), best_row(results)
+    if path.exists() and not force:
+        raise FileExistsError(f'{path} exists; force=True overwrites it')
     if isinstance(features, Mapping): features = _pick(features, best['model'])
-    same_for = 'The same for all of them' if len(results) > 1 else 'Protocol'
-    judged = None if features is None else judge(features, best['descriptor'], k, best.get('metric', 'cosine'))
-    sections = [*_headline(results, judged), *map(h.P, notes.split('\n\n') if notes else ()),
-                h.Section(h.H2('Results'), table_html(differs), h.H3(same_for), _facts_html(same))]
-    sections.append(h.Section(h.H2('Curves'), h.Div(_recall_chart(results), *training_charts(history), cls='charts')))
-    if judged is not None: sections += _details(features, judged, n_queries, best.get('metric', 'cosine'))
+    found, metric = features is not None, best.get('metric', 'cosine')
+    judged = judge(features, best['descriptor'], k, metric) if found else None
+    sections = [*_headline(results, judged)]
+    if notes: sections += map(h.P, notes.split('\n\n'))
+    sections += _results_html(results, history)
+    if found: sections += _details(features, judged, n_queries, metric)
     if published is not None: sections.append(_published_html(best, published))
-    if pictures: sections.append(h.Section(h.H2('Pictures'), *starmap(_picture, pictures.items())))
-    if command: sections.append(h.Section(h.H2('Make it again'), h.Pre(h.Code(command))))
-    with write_atomic(path) as tmp: tmp.write_text(page(title, *sections), encoding='utf-8')
+    if pictures:
+        figures = starmap(_picture, pictures.items())
+        sections.append(h.Section(h.H2('Pictures'), *figures))
+    if command:
+        sections.append(h.Section(h.H2('Make it again'), h.Pre(h.Code(command))))
+    html = page(title, *sections)
+    with write_atomic(path) as tmp: tmp.write_text(html, encoding='utf-8')
     return path

@@ -12,33 +12,41 @@ from importlib.resources import files
 
 import pandas as pd
 
-# %% ../../nbs/72_evaluation.published.ipynb #8cda6dad
 from .comparison import best_row, is_measure
 
-# %% ../../nbs/72_evaluation.published.ipynb #e127c2cc
+# %% ../../nbs/72_evaluation.published.ipynb #3e1936ef
 KIND = 'method', 'backbone', 'pretraining', 'crop', 'source'
 
-def published_numbers(
-    dataset: str | None = None,  # 'cub', 'cars', 'sop', 'inshop' or 'aircraft'; default all of them
-    best: bool = False,  # of rows that agree in all of `KIND` only the descriptor with the highest R@1
-) -> pd.DataFrame:  # the columns above that are not empty, measures from 0 to 1
-    "Published numbers with their protocols and sources, the highest R@1 first; ValueError for an unknown data set."
+def _read_file() -> pd.DataFrame:
+    "All rows, with measures from 0 to 1."
     with (files('fgir.evaluation')/'published.csv').open(encoding='utf-8') as f:
         table = pd.read_csv(f, keep_default_na=False, na_values='')
+    measures = [c for c in table if is_measure(c) or c == 'accuracy']
+    counts = table[['dim', 'n_queries', 'size']].astype('Int64')
+    return table.assign(**table[measures]/100, **counts)
+
+# %% ../../nbs/72_evaluation.published.ipynb #e127c2cc
+def published_numbers(
+    dataset: str | None = None,  # cub, cars, sop, inshop or aircraft; default all
+    best: bool = False,  # of rows that agree in `KIND` only the highest R@1
+) -> pd.DataFrame:  # the columns above that are not empty, measures from 0 to 1
+    "Published numbers with protocols and sources, the highest R@1 first."
+    table = _read_file()
     known = table['dataset'].unique()
     if dataset not in (None, *known):
-        raise ValueError(f'dataset: expected one of {", ".join(known)}, found {dataset!r}')
+        there = ', '.join(known)
+        raise ValueError(f'dataset: expected one of {there}, found {dataset!r}')
     if dataset: table = table[table['dataset'] == dataset]
-    measures = [c for c in table if is_measure(c) or c == 'accuracy']
-    table = table.assign(**table[measures]/100, **table[['dim', 'n_queries', 'size']].astype('Int64'))
     table = table.sort_values(['R@1', 'accuracy'], ascending=False, kind='stable')
     if best: table = table[table['R@1'].notna()].drop_duplicates(['dataset', *KIND])
-    return (table.dropna(axis=1, how='all') if len(table) else table).reset_index(drop=True)
+    if len(table): table = table.dropna(axis=1, how='all')
+    return table.reset_index(drop=True)
 
 # %% ../../nbs/72_evaluation.published.ipynb #d12b2ae1
 def known_numbers(
     results: pd.DataFrame,  # from `evaluate`
-) -> pd.DataFrame | None:  # of `published_numbers`, the best of each method; None for a data set without any
-    "Published numbers of the data set that the best row was measured on."
+) -> pd.DataFrame | None:  # of `published_numbers`, the best of each method
+    "Published numbers of the best row's data set; None if there are none."
     dataset, everything = best_row(results).get('dataset'), published_numbers(best=True)
-    return published_numbers(dataset, best=True) if dataset in set(everything['dataset']) else None
+    if dataset not in set(everything['dataset']): return None
+    return published_numbers(dataset, best=True)

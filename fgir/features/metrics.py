@@ -18,8 +18,6 @@ import faiss
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t as student_t
-from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 from torch import Tensor
 
 from fgir.features.exact import (
@@ -350,6 +348,8 @@ def _interval(
     if sums.shape[-1] < _FEWEST: return np.full((2, *sums.shape[:-1]), np.nan)
     mean, moves = _moves(sums, sizes)
     error, df = _error(moves)
+    from scipy.stats import t as student_t
+
     classes, t = sizes.sum(-1)**2 / (sizes**2).sum(-1), student_t.ppf(.5 + level/2, df)
     if difference: ends = np.stack([mean - t*error**.5, mean + t*error**.5])
     else: ends = _wilson(mean, error, t, classes)
@@ -388,5 +388,7 @@ def cluster_agreement(
         min_points_per_centroid=1, max_points_per_centroid=len(unit))
     kmeans.train(unit)
     clusters = kmeans.index.search(unit, 1)[1][:, 0]
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
     return dict(NMI=float(normalized_mutual_info_score(classes, clusters)),
                 AMI=float(adjusted_mutual_info_score(classes, clusters)))

@@ -31,41 +31,56 @@ def unit_rows(
     what: str = 'query',  # for error messages
     start: int = 0,  # number of the first row, for error messages
 ) -> np.ndarray:  # (N, D) float32
-    "Rows scaled to length one; raises ValueError naming the first row that cannot be."
-    x = np.atleast_2d(x.detach().double().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=float))
-    if x.ndim != 2: raise ValueError(f'{what}: expected one vector or a matrix with one a row, found shape {x.shape}')
+    "Rows scaled to length one; ValueError names the first row that cannot be."
+    if isinstance(x, Tensor): x = x.detach().double().cpu().numpy()
+    x = np.atleast_2d(np.asarray(x, dtype=float))
+    if x.ndim != 2:
+        raise ValueError(f'{what}: expected one vector or a matrix with one a row, '
+                         f'found shape {x.shape}')
     length = np.linalg.norm(x, axis=1, keepdims=True)
     bad = ~np.isfinite(length) | (length == 0)
-    if bad.any(): raise ValueError(f'{what}, row {start + bad.argmax()}: zeros, NaN or infinity have no direction')
+    if bad.any():
+        row = start + bad.argmax()
+        raise ValueError(f'{what}, row {row}: zeros, NaN or infinity have no direction')
     return (x/length).astype(np.float32)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #46c088dc
-KINDS = dict(flat={}, hnsw=dict(links=32, build=80, look=256), ivfpq=dict(cells=None, bytes=64, look=None))
-RANGES = dict(links=(2, 512), build=(1, 4096), look=(1, 2**20), cells=(1, 2**20), bytes=(1, 1024))
-BLOCK = 2**16  # rows at a time
+KINDS = dict(
+    flat={},
+    hnsw=dict(links=32, build=80, look=256),
+    ivfpq=dict(cells=None, bytes=64, look=None))
+RANGES = dict(
+    links=(2, 512), build=(1, 4096), look=(1, 2**20), cells=(1, 2**20), bytes=(1, 1024))
 
 def _setting(kind: str, name: str, value: int | None) -> int | None:
     "A setting's value; ValueError for one outside of its range."
     low, high = RANGES[name]
     if value is None and KINDS[kind][name] is None: return None
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if whole and low <= value <= high: return int(value)
-    raise ValueError(f'{kind}: {name}: expected a whole number from {low} to {high}, found {value!r}')
+    raise ValueError(f'{kind}: {name}: expected a whole number from {low} to {high}, '
+                     f'found {value!r}')
 
 # %% ../../nbs/81_gallery.faiss.ipynb #4bc453cb
 def complete_settings(kind: str, settings: Mapping) -> dict:
-    "The settings of a kind of engine, with its defaults; ValueError for one that there is not, or out of range."
-    if kind not in tuple(KINDS): raise ValueError(f'kind: expected one of {tuple(KINDS)}, found {kind!r}')
-    if not isinstance(settings, Mapping): raise ValueError(f'{kind}: settings: expected a mapping, found {settings!r}')
-    unknown, there = settings.keys() - KINDS[kind].keys(), ', '.join(KINDS[kind]) or 'none'
-    if unknown: raise ValueError(f'{kind}: no setting {", ".join(sorted(unknown))}; there are {there}')
-    return {name: _setting(kind, name, value) for name, value in {**KINDS[kind], **settings}.items()}
+    "Settings of an engine with their defaults; ValueError for unknown ones."
+    if kind not in tuple(KINDS):
+        raise ValueError(f'kind: expected one of {tuple(KINDS)}, found {kind!r}')
+    if not isinstance(settings, Mapping):
+        raise ValueError(f'{kind}: settings: expected a mapping, found {settings!r}')
+    unknown = ', '.join(sorted(settings.keys() - KINDS[kind].keys()))
+    if unknown:
+        there = ', '.join(KINDS[kind]) or 'none'
+        raise ValueError(f'{kind}: no setting {unknown}; there are {there}')
+    whole = {**KINDS[kind], **settings}
+    return {name: _setting(kind, name, value) for name, value in whole.items()}
 
 def check_engine(kind: str, settings: Mapping, database: str | None = None):
-    "ValueError for an engine, or settings, that there are not in a file, or in a database."
+    "ValueError for an unknown engine or setting, in a file or in a database."
     complete_settings(kind, settings)
     if database and '://' not in database and kind != 'flat':
-        raise ValueError(f'kind: Milvus Lite is flat; {kind} is for files and Milvus servers')
+        raise ValueError(
+            f'kind: Milvus Lite is flat; {kind} is for files and Milvus servers')
 
 # %% ../../nbs/81_gallery.faiss.ipynb #d5f6473d
 def code_bytes(settings: Mapping, dim: int) -> int:
@@ -76,6 +91,7 @@ def cells_for(settings: Mapping, n: int) -> int:
     "Cells of IVF-PQ for some rows."
     return settings['cells'] or max(1, min(round(4*n**.5), n//40))
 
+# %% ../../nbs/81_gallery.faiss.ipynb #6ab38026
 def _empty_engine(
     kind: str,  # one of `KINDS`
     dim: int,
@@ -88,9 +104,9 @@ def _empty_engine(
         engine = faiss.IndexHNSWFlat(dim, settings['links'], faiss.METRIC_INNER_PRODUCT)
         engine.hnsw.efConstruction = settings['build']
         return engine
-    cells, size = cells_for(settings, n), code_bytes(settings, dim)
-    engine = faiss.index_factory(dim, f'IVF{cells},PQ{size}', faiss.METRIC_INNER_PRODUCT)
-    engine.do_polysemous_training = False
+    parts = f'IVF{cells_for(settings, n)},PQ{code_bytes(settings, dim)}'
+    engine = faiss.index_factory(dim, parts, faiss.METRIC_INNER_PRODUCT)
+    engine.do_polysemous_training = False  # takes minutes, and no search here uses it
     return engine
 
 # %% ../../nbs/81_gallery.faiss.ipynb #f8a9e00a
@@ -98,17 +114,26 @@ _TAUGHT = 256  # images that IVF-PQ learns from, at least
 
 def _train_engine(engine: faiss.Index, rows: np.ndarray):
     "Teach an engine where rows lie, if it has to know; ValueError if they are too few."
+    n = len(rows)
     if engine.is_trained: return
-    if len(rows) < _TAUGHT:
-        raise ValueError(f'kind: ivfpq learns from {_TAUGHT} images or more, the gallery has {len(rows)}; take flat')
-    if engine.nlist > len(rows):
-        raise ValueError(f'ivfpq: cells: expected at most {len(rows)}, the images to learn from, found {engine.nlist}')
+    if n < _TAUGHT:
+        raise ValueError(f'kind: ivfpq learns from {_TAUGHT} images or more, '
+                         f'the gallery has {n}; take flat')
+    if engine.nlist > n:
+        raise ValueError(f'ivfpq: cells: expected at most {n}, the images to learn '
+                         f'from, found {engine.nlist}')
     for part in (engine.cp, engine.pq.cp): part.min_points_per_centroid = 1
     engine.train(rows)
 
-# %% ../../nbs/81_gallery.faiss.ipynb #32dbd90f
+# %% ../../nbs/81_gallery.faiss.ipynb #a95ee232
 _CLASSES = dict(flat=faiss.IndexFlat, hnsw=faiss.IndexHNSWFlat, ivfpq=faiss.IndexIVFPQ)
 
+def _fits(engine: faiss.Index, kind: str, n: int, dim: int) -> bool:
+    "Whether an engine is of a kind and over `n` rows; all but flat may know fewer."
+    same = isinstance(engine, _CLASSES[kind]) and engine.d == dim
+    return same and (engine.ntotal == n or kind != 'flat' and engine.ntotal < n)
+
+# %% ../../nbs/81_gallery.faiss.ipynb #32dbd90f
 @dataclass
 class FaissStore:
     "Features, an engine over one array of them, and a mark for each row that is gone."
@@ -120,29 +145,25 @@ class FaissStore:
     gone: np.ndarray = field(default=None)  # (N,) bool
 
     def __post_init__(self):
+        n = len(self.features)
         self.settings = complete_settings(self.kind, self.settings)
-        if self.gone is None: self.gone = np.zeros(len(self.features), bool)
-        n, engine = len(self.features), self.engine
-        known = engine.ntotal == n or self.kind != 'flat' and engine.ntotal < n
-        if not (isinstance(engine, _CLASSES[self.kind]) and engine.d == self.dim and known and self.gone.shape == (n,)):
-            raise ValueError(f'engine: it is not one of {self.kind} over these {n} rows of {self.dim} numbers')
+        if self.gone is None: self.gone = np.zeros(n, bool)
+        fits = _fits(self.engine, self.kind, n, self.dim)
+        if fits and self.gone.shape == (n,): return
+        raise ValueError(f'engine: it is not one of {self.kind} over these {n} rows of '
+                         f'{self.dim} numbers')
 
     def __len__(self) -> int: return int((~self.gone).sum())
-
     @property
     def record(self) -> dict: return self.features.record
-
     @property
     def root(self) -> str | None: return self.features.table.attrs.get('root')
-
     @property
     def dim(self) -> int: return self.features[self.name].shape[1]
 
-    def about(self) -> pd.DataFrame:
-        "The table of the images that are there, with their rows as its index."
-        return self.features.table[~self.gone]
-
 # %% ../../nbs/81_gallery.faiss.ipynb #b94d0474
+BLOCK = 2**16  # rows at a time
+
 def faiss_store(
     features: Features,
     name: str,  # of the array to search in
@@ -152,80 +173,127 @@ def faiss_store(
     "Put features into a new engine; ValueError names a row without direction."
     settings, x = complete_settings(kind, settings or {}), features[name]
     engine = _empty_engine(kind, x.shape[1], len(x), settings)
-    few = np.sort(np.random.default_rng(0).permutation(len(x))[:2**17])
-    if not engine.is_trained: _train_engine(engine, unit_rows(x[few], 'gallery'))
-    for i in range(0, len(x), BLOCK): engine.add(unit_rows(x[i:i + BLOCK], 'gallery', i))
-    return FaissStore(Features({name: x}, features.table, features.record), name, kind, settings, engine)
+    if not engine.is_trained:
+        sample = np.sort(np.random.default_rng(0).permutation(len(x))[:2**17])
+        _train_engine(engine, unit_rows(x[sample], 'gallery'))
+    for i in range(0, len(x), BLOCK):
+        engine.add(unit_rows(x[i:i + BLOCK], 'gallery', i))
+    kept = Features({name: x}, features.table, features.record)
+    return FaissStore(kept, name, kind, settings, engine)
+
+# %% ../../nbs/81_gallery.faiss.ipynb #787d98b0
+def wanted_values(
+    filter: Mapping,  # column: value or list of values
+    columns: Iterable[str],  # that there are
+) -> dict[str, list]:
+    "The values that each column of a filter may have; ValueError for other columns."
+    def as_list(wanted):
+        one = isinstance(wanted, str) or not isinstance(wanted, Iterable)
+        return [wanted] if one else list(wanted)
+    for column in filter:
+        if column not in columns:
+            there = ', '.join(columns)
+            raise ValueError(f'filter: no column {column!r}, there are {there}')
+    return {column: as_list(wanted) for column, wanted in filter.items()}
+
+# %% ../../nbs/81_gallery.faiss.ipynb #956f4de3
+@patch
+def _mask(self: FaissStore, filter: Mapping | None = None) -> np.ndarray:
+    "Rows (N,) that are there and pass a filter; ValueError if none does."
+    mask, table = ~self.gone, self.features.table
+    if filter is None: return mask
+    for column, values in wanted_values(filter, table.columns).items():
+        mask &= table[column].isin(values).to_numpy()
+    if mask.any(): return mask
+    raise ValueError(f'filter: no image of the gallery has {dict(filter)}')
 
 # %% ../../nbs/81_gallery.faiss.ipynb #76d19309
 def _selector(mask: np.ndarray) -> faiss.IDSelector | None:
     "A mask of rows for faiss, None for all of them."
-    return None if mask.all() else faiss.IDSelectorBitmap(np.packbits(mask, bitorder='little'))
+    if mask.all(): return None
+    return faiss.IDSelectorBitmap(np.packbits(mask, bitorder='little'))
 
-def _ask(engine: faiss.Index, query: np.ndarray, k: int, params: faiss.SearchParameters) -> tuple:
+def _ask(engine: faiss.Index, query: np.ndarray, k: int, params) -> tuple:
     "The best `k` scores and rows that an engine finds, -1 where it found no more."
+    # pytorch-metric-learning has `search` replaced by one without parameters
     search = getattr(engine, 'search_numpy', engine.search)
     return search(query, min(k, engine.ntotal), params=params)
 
-# %% ../../nbs/81_gallery.faiss.ipynb #f64df852
-def _sorted(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _ranked(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple:
     "The k best of each list, ties by row."
     order = np.lexsort((rows, -scores))[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #129e7a0d
-def _compared(query: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _compared(
+    query: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int
+) -> tuple:
     "The k best of some rows, by their true vectors."
-    found = []
-    for part in (rows[i:i + BLOCK] for i in range(0, len(rows), BLOCK)):
-        scores, place = faiss.knn(query, unit_rows(vectors[part], 'gallery'), min(k, len(part)), metric=faiss.METRIC_INNER_PRODUCT)
-        found.append((scores, part[place]))
-    return _sorted(*(np.concatenate(part, 1) for part in zip(*found, strict=True)), k)
+    scores, found = [], []
+    for start in range(0, len(rows), BLOCK):
+        part = rows[start:start + BLOCK]
+        block, most = unit_rows(vectors[part], 'gallery'), min(k, len(part))
+        best, place = faiss.knn(query, block, most, metric=faiss.METRIC_INNER_PRODUCT)
+        scores.append(best)
+        found.append(part[place])
+    return _ranked(np.concatenate(scores, 1), np.concatenate(found, 1), k)
 
 @patch
-def _exactly(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _exactly(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple:
     "The k best of the rows in a mask; all of them are compared."
     if self.kind == 'ivfpq' or self.engine.ntotal < len(mask):
         return _compared(query, self.features[self.name], np.flatnonzero(mask), k)
-    engine = self.engine if self.kind == 'flat' else faiss.downcast_index(self.engine.storage)
-    return _sorted(*_ask(engine, query, k, faiss.SearchParameters(sel=_selector(mask))), k)
+    flat = self.kind == 'flat'
+    engine = self.engine if flat else faiss.downcast_index(self.engine.storage)
+    params = faiss.SearchParameters(sel=_selector(mask))
+    return _ranked(*_ask(engine, query, k, params), k)
+
+# %% ../../nbs/81_gallery.faiss.ipynb #8e4387c0
+@patch
+def _walk(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple:
+    "The k best of a mask's rows that a walk meets, -1 where it met too few."
+    n = max(self.settings['look']//2, k)
+    params = faiss.SearchParametersHNSW(efSearch=2*n)
+    scores, rows = _ask(self.engine, query, n, params)
+    rows = np.where(mask[rows], rows, -1)
+    return _ranked(np.where(rows < 0, -np.inf, scores), rows, k)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #ce56b2b5
 _SOME = 1000  # rows that tell whether a walk has missed a region
 
 @patch
-def _missed(self: FaissStore, query: np.ndarray, scores: np.ndarray, rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    "Which queries (Q,) have too few answers, or a worse last one than a row that stands for others."
+def _missed(
+    self: FaissStore, query: np.ndarray, scores: np.ndarray, rows: np.ndarray,
+    mask: np.ndarray
+) -> np.ndarray:
+    "Which queries (Q,) have too few answers, or worse ones than some row elsewhere."
     storage, some = faiss.downcast_index(self.engine.storage), np.flatnonzero(mask)
     some = some[::max(1, len(some)//_SOME)]
-    vectors = getattr(storage, 'reconstruct_batch_numpy', storage.reconstruct_batch)(some)
-    best, place = faiss.knn(query, vectors, 1, metric=faiss.METRIC_INNER_PRODUCT)
+    read = getattr(storage, 'reconstruct_batch_numpy', storage.reconstruct_batch)
+    best, place = faiss.knn(query, read(some), 1, metric=faiss.METRIC_INNER_PRODUCT)
     better = best[:, 0] > scores[:, -1] + 1e-6
-    return better & ~(some[place] == rows).any(1) | (rows < 0).any(1)
+    known = (some[place] == rows).any(1)
+    return better & ~known | (rows < 0).any(1)
 
 @patch
-def _walked(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "The k best of a mask's rows along the graph; where it missed some, all of them are compared."
-    n = max(self.settings['look']//2, k)
-    scores, rows = _ask(self.engine, query, n, faiss.SearchParametersHNSW(efSearch=2*n))
-    rows = np.where(mask[rows], rows, -1)
-    scores, rows = _sorted(np.where(rows < 0, -np.inf, scores), rows, k)
+def _walked(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple:
+    "The k best of a mask's rows: by a walk, and where it missed some, of all of them."
+    scores, rows = self._walk(query, k, mask)
     again = self._missed(query, scores, rows, mask)
-    if again.any():
-        storage, how = faiss.downcast_index(self.engine.storage), faiss.SearchParameters(sel=_selector(mask))
-        scores[again], rows[again] = _sorted(*_ask(storage, query[again], k, how), k)
+    if again.any(): scores[again], rows[again] = self._exactly(query[again], k, mask)
     return scores, rows
 
 # %% ../../nbs/81_gallery.faiss.ipynb #9577a78b
 @patch
 def _coded(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> np.ndarray:
-    "Candidates (Q, n) of a mask's rows by the codes of IVF-PQ, -1 where there are no more."
-    last = self.engine.nlist
-    rows, left = np.full((len(query), min(max(60*k, 600), len(mask))), -1), np.arange(len(query))
+    "Candidates (Q, n) of a mask's rows by their codes, -1 where there are no more."
+    n, last, sel = min(max(60*k, 600), len(mask)), self.engine.nlist, _selector(mask)
+    rows, left = np.full((len(query), n), -1), np.arange(len(query))
     cells = min(self.settings['look'] or max(32, last//16), last)
     while len(left):
-        how, before = faiss.SearchParametersIVF(nprobe=cells, sel=_selector(mask)), rows[left, :k]
-        rows[left] = _ask(self.engine, query[left], rows.shape[1], how)[1]
+        before = rows[left, :k]
+        params = faiss.SearchParametersIVF(nprobe=cells, sel=sel)
+        rows[left] = _ask(self.engine, query[left], n, params)[1]
         changed = (rows[left, :k] != before).any(1) | (rows[left, :k] < 0).any(1)
         left = left[changed] if cells < last else left[:0]
         cells = min(2*cells, last)
@@ -233,23 +301,29 @@ def _coded(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> np.
 
 # %% ../../nbs/81_gallery.faiss.ipynb #f8d1af34
 @patch
-def _decoded(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _decoded(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple:
     "The k best of a mask's rows by IVF-PQ."
     rows, vectors = self._coded(query, k, mask), self.features[self.name]
-    scores = [np.where(r < 0, -np.inf, unit_rows(vectors[r.clip(0)], 'gallery') @ q) for q, r in zip(query, rows, strict=True)]
-    return _sorted(np.array(scores, np.float32).reshape(rows.shape), rows, k)
+    scores = np.empty(rows.shape, np.float32)
+    for i, candidates in enumerate(rows):
+        true = unit_rows(vectors[candidates.clip(0)], 'gallery')
+        scores[i] = np.where(candidates < 0, -np.inf, true @ query[i])
+    return _ranked(scores, rows, k)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #4d33a94d
 _FEW = 20_000  # rows that are compared one by one rather than searched
 
 @patch
-def _searched(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "The k best of a mask's rows: by the engine, and of those that it does not know, one by one."
-    known, vectors = self.engine.ntotal, self.features[self.name]
+def _searched(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple:
+    "The k best of a mask's rows: by the engine, and of those it does not know, by all."
+    known = self.engine.ntotal
     search = self._walked if self.kind == 'hnsw' else self._decoded
-    found, new = search(query, min(k, known), mask[:known]), known + np.flatnonzero(mask[known:])
-    if len(new): found = (np.concatenate(pair, 1) for pair in zip(found, _compared(query, vectors, new, k), strict=True))
-    return _sorted(*found, k)
+    scores, rows = search(query, min(k, known), mask[:known])
+    new = known + np.flatnonzero(mask[known:])
+    if len(new):
+        more = _compared(query, self.features[self.name], new, k)
+        scores, rows = np.hstack([scores, more[0]]), np.hstack([rows, more[1]])
+    return _ranked(scores, rows, k)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #3b20153a
 @patch
@@ -257,33 +331,16 @@ def nearest(
     self: FaissStore,
     query: np.ndarray,  # (Q, D) of length one
     k: int,
-    mask: np.ndarray | None = None,  # (N,) bool, rows to search among; default all that are there
-) -> tuple[np.ndarray, np.ndarray]:  # cosines and rows (Q, k); fewer columns where the mask has fewer rows
-    "The most similar rows, best first, ties by row; which of several that tie for the last place come in is the engine's choice."
+    mask: np.ndarray | None = None,  # (N,) bool, rows to search among; default all
+) -> tuple[np.ndarray, np.ndarray]:  # cosines and rows (Q, k), or fewer columns
+    "The most similar rows, best first, ties by row; the engine chooses the last ties."
     mask = ~self.gone if mask is None else mask
     n = int(mask.sum())
-    k = min(k, n)
-    if not k: return np.empty((len(query), 0), np.float32), np.empty((len(query), 0), int)
-    if self.kind == 'flat' or not self.engine.ntotal or n <= min(_FEW, len(mask) - 1):
-        return self._exactly(query, k, mask)
-    return self._searched(query, k, mask)
-
-# %% ../../nbs/81_gallery.faiss.ipynb #787d98b0
-def wanted_values(
-    filter: Mapping,  # column: value or list of values
-    columns: Iterable[str],  # that there are
-) -> dict[str, list]:
-    "The values that each column of a filter may have; ValueError for a column that there is not."
-    for column in filter:
-        if column not in columns: raise ValueError(f'filter: no column {column!r}, there are {", ".join(columns)}')
-    return {c: [w] if isinstance(w, str) or not isinstance(w, Iterable) else list(w) for c, w in filter.items()}
-
-def _chosen_rows(table: pd.DataFrame, filter: Mapping, among: np.ndarray | bool = True) -> np.ndarray:
-    "Which rows (N,) of some a filter lets through; ValueError as `wanted_values`, or if no row is left."
-    mask = np.full(len(table), among)
-    for column, values in wanted_values(filter, table.columns).items(): mask &= table[column].isin(values).to_numpy()
-    if not mask.any(): raise ValueError(f'filter: no image of the gallery has {dict(filter)}')
-    return mask
+    k, none = min(k, n), (len(query), 0)
+    if not k: return np.empty(none, np.float32), np.empty(none, int)
+    few = n <= min(_FEW, len(mask) - 1)  # the engine would not be quicker
+    exact = self.kind == 'flat' or not self.engine.ntotal or few
+    return (self._exactly if exact else self._searched)(query, k, mask)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #9daf002b
 @patch
@@ -294,28 +351,27 @@ def find(
     filter: Mapping | None = None,  # column: value or list of values
 ) -> pd.DataFrame:  # query, row, score, then the table's columns
     "The most similar images, with what the table says about them."
-    mask = None if filter is None else _chosen_rows(self.features.table, filter, ~self.gone)
-    scores, rows = self.nearest(query, k, mask)
+    scores, rows = self.nearest(query, k, self._mask(filter))
     number = np.repeat(np.arange(len(query)), rows.shape[1])
     found = pd.DataFrame(dict(query=number, row=rows.ravel(), score=scores.ravel()))
-    answer = found.join(self.features.table.loc[found['row']].reset_index(drop=True))
-    answer.attrs = dict(self.features.table.attrs)
+    table = self.features.table
+    answer = found.join(table.loc[found['row']].reset_index(drop=True))
+    answer.attrs = dict(table.attrs)
     return answer
 
-# %% ../../nbs/81_gallery.faiss.ipynb #11691e2f
+# %% ../../nbs/81_gallery.faiss.ipynb #163e87e3
 @patch
 def sample(self: FaissStore) -> tuple[pd.DataFrame, np.ndarray]:
     "The first image that is there: a table of one row, and its vector."
     if not len(self): raise ValueError('the gallery is empty')
-    first = int((~self.gone).argmax())
-    return self.features.table.iloc[[first]].reset_index(drop=True), self.features[self.name][first]
+    first, table = int((~self.gone).argmax()), self.features.table
+    return table.iloc[[first]].reset_index(drop=True), self.features[self.name][first]
 
-# %% ../../nbs/81_gallery.faiss.ipynb #163e87e3
 @patch
 def present(self: FaissStore, paths: Sequence[str]) -> list[str]:
     "Which of some paths are there."
     there = set(self.features.table['path'][~self.gone])
-    return [p for p in paths if p in there]
+    return [path for path in paths if path in there]
 
 @patch
 def remove(self: FaissStore, paths: Sequence[str]):
@@ -325,44 +381,49 @@ def remove(self: FaissStore, paths: Sequence[str]):
 # %% ../../nbs/81_gallery.faiss.ipynb #5f3dbe7d
 @patch
 def classes(self: FaissStore, gone: bool = False) -> dict[str, int]:
-    "Names of the classes and their numbers; with `gone` also of those whose images are."
-    table = (self.features.table if gone else self.about()).drop_duplicates('name')
+    "Names of the classes and their labels; with `gone`, also of removed images."
+    table = self.features.table if gone else self.features.table[~self.gone]
+    table = table.drop_duplicates('name')
     return dict(zip(table['name'], table['label'].tolist(), strict=True))
 
 @patch
-def shape(self: FaissStore, names: Sequence[str]) -> tuple[list[str], str | None, dict[str, int], int]:
-    "What an index must know to add images: columns, folder, labels of the classes with some names, and the first free label."
+def shape(
+    self: FaissStore, names: Sequence[str]
+) -> tuple[list[str], str | None, dict[str, int], int]:
+    "Columns, folder, labels of the classes with these names, and the first free label."
     table, known = self.features.table, self.classes(gone=True)
-    numbers = {name: known[name] for name in dict.fromkeys(names) if name in known}
-    return list(table), table.attrs.get('root'), numbers, 1 + max(known.values(), default=-1)
+    labels = {name: known[name] for name in dict.fromkeys(names) if name in known}
+    return list(table), self.root, labels, 1 + max(known.values(), default=-1)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #0bb7a413
 @patch
 def _follow(self: FaissStore):
-    "Have the engine know all rows: a flat one takes them in, another is made again when there are more than `_FEW` new ones."
+    "Let the engine know new rows, if it is flat or they are many."
     vectors, known = self.features[self.name], self.engine.ntotal
     if self.kind == 'flat':
-        for i in range(known, len(vectors), BLOCK): self.engine.add(unit_rows(vectors[i:i + BLOCK], 'gallery', i))
-    elif len(vectors) - known > _FEW: self.engine = faiss_store(self.features, self.name, self.kind, self.settings).engine
+        for i in range(known, len(vectors), BLOCK):
+            self.engine.add(unit_rows(vectors[i:i + BLOCK], 'gallery', i))
+    elif len(vectors) - known > _FEW:
+        whole = faiss_store(self.features, self.name, self.kind, self.settings)
+        self.engine = whole.engine
 
 @patch
 def add(self: FaissStore, vectors: np.ndarray, more: pd.DataFrame):
     "Append images, and mark those as gone that were there under the same path."
-    old, n = self.features, len(self.features)
-    table = pd.concat([old.table, more], ignore_index=True) if n else more
+    old, before = self.features, self.features[self.name]
+    table = pd.concat([old.table, more], ignore_index=True) if len(old) else more
     table.attrs = old.table.attrs
-    array = np.concatenate([old[self.name], vectors.astype(old[self.name].dtype)])
+    array = np.concatenate([before, vectors.astype(before.dtype)])
     self.remove(more['path'])
     self.features = Features({self.name: array}, table, old.record)
     self.gone = np.concatenate([self.gone, np.zeros(len(more), bool)])
     self._follow()
 
 # %% ../../nbs/81_gallery.faiss.ipynb #6175ae3f
-_VERSION = 1
 _NO_SUM = b'0'*32
 
 def _checksum(file: BinaryIO) -> tuple[str, int]:
-    "Digest of a gallery's open file, with zeros where the digest itself is kept, and where that is."
+    "Digest of an open file, with zeros where the digest itself is kept, and its place."
     file.seek(0)
     size = file.read(8)
     head = file.read(int.from_bytes(size, 'little'))
@@ -372,6 +433,23 @@ def _checksum(file: BinaryIO) -> tuple[str, int]:
     return digest.hexdigest(), len(size) + at
 
 # %% ../../nbs/81_gallery.faiss.ipynb #f4aebc3e
+_VERSION = 1
+
+def _write(path: Path, store: FaissStore):
+    "Write a store to a file, with zeros for a checksum."
+    about = dict(name=store.name, kind=store.kind, settings=store.settings)
+    hidden = {'index.gone': store.gone}
+    if store.kind != 'flat':
+        hidden['index.engine'] = faiss.serialize_index(store.engine)
+    arrays = {store.name: store.features[store.name]} | hidden
+    maps = create_file(
+        path, {name: (a.dtype, a.shape) for name, a in arrays.items()},
+        store.features.table, store.record, hidden=list(hidden),
+        index=json.dumps(dict(version=_VERSION) | about), checksum=_NO_SUM.decode())
+    for name, array in arrays.items():
+        maps[name][...] = array
+        if array.size: maps[name].flush()
+
 def _seal(path: Path):
     "Write the checksum into a file that is complete but for it."
     with open(path, 'r+b') as file:
@@ -381,87 +459,95 @@ def _seal(path: Path):
 
 # %% ../../nbs/81_gallery.faiss.ipynb #a1f25217
 @patch
-def compact(self: FaissStore) -> FaissStore:
-    "The store without what is gone, in an engine of its own."
-    return faiss_store(self.features.select(~self.gone), self.name, self.kind, self.settings)
+def _compact(self: FaissStore) -> FaissStore:
+    "The store without removed images, where that is worth a new engine."
+    cheap = self.kind == 'flat' or self.gone.sum() > len(self.gone)/4
+    few = self.kind == 'ivfpq' and len(self) < _TAUGHT
+    if few or not (cheap and self.gone.any()): return self
+    left = self.features.select(~self.gone)
+    return faiss_store(left, self.name, self.kind, self.settings)
 
 @patch
 def save(self: FaissStore, path: Path):
-    "Write the store; one that has lost a quarter of its images, or is flat, is made compact first."
-    few = self.kind == 'ivfpq' and len(self) < _TAUGHT
-    if self.gone.any() and (self.kind == 'flat' or self.gone.mean() > .25) and not few: return self.compact().save(path)
-    more = {'index.gone': self.gone}
-    if self.kind != 'flat': more['index.engine'] = faiss.serialize_index(self.engine)
-    about = json.dumps(dict(version=_VERSION, name=self.name, kind=self.kind, settings=self.settings))
-    arrays = {self.name: self.features[self.name]} | more
+    "Write the store; removed images stay in a graph or codes until they are a quarter."
+    store = self._compact()
     with write_atomic(path) as tmp:
-        maps = create_file(tmp, {n: (a.dtype, a.shape) for n, a in arrays.items()}, self.features.table, self.record,
-                       hidden=list(more), index=about, checksum=_NO_SUM.decode())
-        for n, a in arrays.items():
-            maps[n][...] = a
-            if a.size: maps[n].flush()
+        _write(tmp, store)
         _seal(tmp)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #f203d3f3
 _ABOUT = dict(version=int, name=str, kind=str, settings={str: (int, type(None))})
 
 def _read_about(file: OpenFile, verify: bool) -> dict:
-    "What a gallery's open file says about itself; ValueError for a later version, or if it is not what was written."
+    "What a gallery's file says about itself; ValueError for a later or damaged one."
     about = file.field('index', _ABOUT)
-    if about['version'] != _VERSION: raise ValueError(f'a gallery of version {about["version"]}, this fgir reads {_VERSION}')
+    if about['version'] != _VERSION:
+        raise ValueError(
+            f'a gallery of version {about["version"]}, this fgir reads {_VERSION}')
     if verify and _checksum(file.file)[0] != file.metadata.get('checksum'):
         raise ValueError('not what was written, its checksum differs')
     return about | dict(settings=complete_settings(about['kind'], about['settings']))
 
 # %% ../../nbs/81_gallery.faiss.ipynb #4ff999cf
 def _read_engine(file: OpenFile, kind: str) -> faiss.Index:
-    "The engine in a gallery's open file; ValueError for what is none of its kind."
+    "The engine in a gallery's open file; ValueError if it is not one of its kind."
     data = np.asarray(file.array('index.engine'))
-    if bytes(data[:4]) != dict(hnsw=b'IHNf', ivfpq=b'IwPQ')[kind]: raise ValueError(f'its engine is not one of {kind}')
+    if bytes(data[:4]) != dict(hnsw=b'IHNf', ivfpq=b'IwPQ')[kind]:
+        raise ValueError(f'its engine is not one of {kind}')
     try: return faiss.deserialize_index(data)
     except (RuntimeError, AssertionError, MemoryError) as e:
-        raise ValueError(f'its engine cannot be read ({str(e).strip().splitlines()[:1]})') from None
+        why = str(e).strip().splitlines()[:1]
+        raise ValueError(f'its engine cannot be read ({why})') from None
 
-# %% ../../nbs/81_gallery.faiss.ipynb #56611089
-def _sound(store: FaissStore) -> FaissStore:
-    "The store, if its engine can be searched as it is; else ValueError."
-    engine = store.engine
+def _sound(engine: faiss.Index, kind: str) -> faiss.Index:
+    "The engine, if it can be searched as it is; else ValueError."
     if engine.metric_type != faiss.METRIC_INNER_PRODUCT or not engine.is_trained:
         raise ValueError('its engine is not one for inner products that was trained')
-    if store.kind == 'hnsw':
-        links = faiss.vector_to_array(engine.hnsw.neighbors)
-        if links.max(initial=-1) >= engine.ntotal or links.min(initial=0) < -1 or engine.hnsw.entry_point >= engine.ntotal:
-            raise ValueError('its engine has links to rows that are not there')
-    return store
+    if kind != 'hnsw': return engine
+    links, last = faiss.vector_to_array(engine.hnsw.neighbors), engine.ntotal - 1
+    inside = links.max(initial=-1) <= last and links.min(initial=0) >= -1
+    if inside and engine.hnsw.entry_point <= last: return engine
+    raise ValueError('its engine has links to rows that are not there')
 
 # %% ../../nbs/81_gallery.faiss.ipynb #19ec3443
+def _read_arrays(file: OpenFile, name: str) -> tuple[Features, np.ndarray]:
+    "Features and marks of a gallery's open file; ValueError for what is missing."
+    features = read_features(file)
+    columns = [c for c in ('path', 'label', 'name') if c not in features.table]
+    lost = [f'column {c}' for c in columns]
+    if name not in features.names: lost.append(f'array {name}')
+    if lost: raise ValueError(f'a gallery without {lost[0]}')
+    gone = np.array(file.array('index.gone'))
+    if gone.dtype == bool and gone.shape == (len(features),): return features, gone
+    raise ValueError(f'index.gone is {gone.dtype} {gone.shape}')
+
 def read_store(file: OpenFile, verify: bool = True) -> FaissStore:
-    "The store of a gallery's open file; ValueError names the file and what does not fit."
+    "The store of a gallery's open file; ValueError names the file and what is wrong."
     with naming(file.path):
-        about, features = _read_about(file, verify), read_features(file)
-        name, kind, settings = (about[k] for k in ('name', 'kind', 'settings'))
-        lost = [f'column {c}' for c in ('path', 'label', 'name') if c not in features.table]
-        if name not in features.names: lost.append(f'array {name}')
-        if lost: raise ValueError(f'a gallery without {lost[0]}')
-        gone = np.array(file.array('index.gone'))
-        if gone.dtype != bool or gone.shape != (len(features),): raise ValueError(f'index.gone is {gone.dtype} {gone.shape}')
+        # the checksum comes first, since faiss trusts what it reads
+        about = _read_about(file, verify)
+        name, kind, settings = (about[key] for key in ('name', 'kind', 'settings'))
+        features, gone = _read_arrays(file, name)
         if kind == 'flat': return faiss_store(features, name, kind, settings)
-        return _sound(FaissStore(features, name, kind, settings, _read_engine(file, kind), gone))
+        engine = _read_engine(file, kind)
+        store = FaissStore(features, name, kind, settings, engine, gone)
+        _sound(engine, kind)
+        return store
 
 # %% ../../nbs/81_gallery.faiss.ipynb #5ee8b18c
 def load_store(
     path: Path,
-    verify: bool = True,  # read all of it and compare the checksum; else only what is needed
+    verify: bool = True,  # read all of it and compare the checksum
 ) -> FaissStore:
-    "Read a store; ValueError for a file that is none, is cut off, of a later version, or not what was written."
+    "Read a store; ValueError for a file that is damaged, later, or not a gallery."
     with open_features(path) as file:
-        if 'index' not in file.metadata: raise ValueError(f'{path} is a file of features, not of a gallery')
-        return read_store(file, verify)
+        if 'index' in file.metadata: return read_store(file, verify)
+    raise ValueError(f'{path} is a file of features, not of a gallery')
 
-# %% ../../nbs/81_gallery.faiss.ipynb #a53a2e69
 @patch
 def info(self: FaissStore) -> dict:
     "Numbers of a store."
     table = self.features.table[~self.gone]
-    return dict(images=len(self), classes=table['label'].nunique(), name=self.name, dim=self.dim, kind=self.kind,
-                similarity='cosine', settings=self.settings, removed=int(self.gone.sum()), root=table.attrs.get('root'))
+    engine = dict(kind=self.kind, similarity='cosine', settings=self.settings)
+    return dict(images=len(self), classes=table['label'].nunique(), name=self.name,
+                dim=self.dim, **engine, removed=int(self.gone.sum()), root=self.root)

@@ -10,14 +10,13 @@ from torch import Tensor
 from ..data.files import OpenFile
 from ..features.store import Features
 def unit_rows(x: Tensor | np.ndarray, what: str='query', start: int=0) -> np.ndarray:
-    """Rows scaled to length one; raises ValueError naming the first row that cannot be."""
+    """Rows scaled to length one; ValueError names the first row that cannot be."""
 KINDS: dict
 RANGES: dict
-BLOCK: int
 def complete_settings(kind: str, settings: Mapping) -> dict:
-    """The settings of a kind of engine, with its defaults; ValueError for one that there is not, or out of range."""
+    """Settings of an engine with their defaults; ValueError for unknown ones."""
 def check_engine(kind: str, settings: Mapping, database: str | None=None):
-    """ValueError for an engine, or settings, that there are not in a file, or in a database."""
+    """ValueError for an unknown engine or setting, in a file or in a database."""
 def code_bytes(settings: Mapping, dim: int) -> int:
     """Bytes of a row in IVF-PQ: each stands for the same count of numbers."""
 def cells_for(settings: Mapping, n: int) -> int:
@@ -50,11 +49,8 @@ class FaissStore:
     def dim(self) -> int:
         ...
 
-    def about(self) -> pd.DataFrame:
-        """The table of the images that are there, with their rows as its index."""
-
     def nearest(self, query: np.ndarray, k: int, mask: np.ndarray | None=None) -> tuple[np.ndarray, np.ndarray]:
-        """The most similar rows, best first, ties by row; which of several that tie for the last place come in is the engine's choice."""
+        """The most similar rows, best first, ties by row; the engine chooses the last ties."""
 
     def find(self, query: np.ndarray, k: int, filter: Mapping | None=None) -> pd.DataFrame:
         """The most similar images, with what the table says about them."""
@@ -69,27 +65,25 @@ class FaissStore:
         """Mark images as gone."""
 
     def classes(self, gone: bool=False) -> dict[str, int]:
-        """Names of the classes and their numbers; with `gone` also of those whose images are."""
+        """Names of the classes and their labels; with `gone`, also of removed images."""
 
     def shape(self, names: Sequence[str]) -> tuple[list[str], str | None, dict[str, int], int]:
-        """What an index must know to add images: columns, folder, labels of the classes with some names, and the first free label."""
+        """Columns, folder, labels of the classes with these names, and the first free label."""
 
     def add(self, vectors: np.ndarray, more: pd.DataFrame):
         """Append images, and mark those as gone that were there under the same path."""
 
-    def compact(self) -> FaissStore:
-        """The store without what is gone, in an engine of its own."""
-
     def save(self, path: Path):
-        """Write the store; one that has lost a quarter of its images, or is flat, is made compact first."""
+        """Write the store; removed images stay in a graph or codes until they are a quarter."""
 
     def info(self) -> dict:
         """Numbers of a store."""
+BLOCK: int
 def faiss_store(features: Features, name: str, kind: str='flat', settings: Mapping | None=None) -> FaissStore:
     """Put features into a new engine; ValueError names a row without direction."""
 def wanted_values(filter: Mapping, columns: Iterable[str]) -> dict[str, list]:
-    """The values that each column of a filter may have; ValueError for a column that there is not."""
+    """The values that each column of a filter may have; ValueError for other columns."""
 def read_store(file: OpenFile, verify: bool=True) -> FaissStore:
-    """The store of a gallery's open file; ValueError names the file and what does not fit."""
+    """The store of a gallery's open file; ValueError names the file and what is wrong."""
 def load_store(path: Path, verify: bool=True) -> FaissStore:
-    """Read a store; ValueError for a file that is none, is cut off, of a later version, or not what was written."""
+    """Read a store; ValueError for a file that is damaged, later, or not a gallery."""

@@ -12,29 +12,32 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..backbones.saving import name_today
-from ..data.images import load_image
 from ..data.table import BOX, image_path, make_table
-from ..data.transforms import TRANSFORMS
-from ..features.extraction import extract, refuse_twice, say_crop
-from ..features.retrieval import show_neighbours
 from ..features.store import Features, open_features, read_features
-from .faiss import BLOCK, check_engine, faiss_store, load_store, read_store, unit_rows
+from fgir.gallery.faiss import (
+    BLOCK,
+    check_engine,
+    faiss_store,
+    load_store,
+    read_store,
+    unit_rows,
+)
 from .milvus import make_milvus_store, open_milvus_store
-from ..papers.programs import read_program_features
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/80_gallery.index.ipynb #d3ec5bc3
 @runtime_checkable
 class Store(Protocol):
-    "What an `Index` calls of the place that holds its images."
+    "What an `Index` asks of the place that holds its images."
     @property
     def record(self) -> dict: "How the vectors were made."
     @property
@@ -45,16 +48,23 @@ class Store(Protocol):
     def dim(self) -> int: "Numbers in a vector."
     @property
     def kind(self) -> str: "Engine, such as flat."
-    def __len__(self) -> int: "Number of images."
 
-    def find(self, query: np.ndarray, k: int, filter: Mapping | None = None) -> pd.DataFrame:
-        "The `k` most similar images for each query (Q, D) of length one: query, score, then the table's columns."
-    def sample(self) -> tuple[pd.DataFrame, np.ndarray]: "One image: a table of one row, and its vector (D,)."
-    def present(self, paths: Sequence[str]) -> list[str]: "Which of these paths are in the gallery."
+    def __len__(self) -> int: "Number of images."
+    def find(
+        self, query: np.ndarray, k: int, filter: Mapping | None = None
+    ) -> pd.DataFrame:
+        "The `k` images nearest to each unit row: query, score, the table's columns."
+    def sample(self) -> tuple[pd.DataFrame, np.ndarray]:
+        "One image: a table of one row, and its vector (D,)."
+    def present(self, paths: Sequence[str]) -> list[str]:
+        "Which of these paths are in the gallery."
     def classes(self) -> dict[str, int]: "Names of the classes and their labels."
-    def shape(self, names: Sequence[str]) -> tuple[list[str], str | None, dict[str, int], int]:
-        "Columns of the table, folder, labels of the classes with these names, and the first free label."
-    def add(self, vectors: np.ndarray, more: pd.DataFrame) -> None: "Put images in; they replace those of the same path."
+    def shape(
+        self, names: Sequence[str]
+    ) -> tuple[list[str], str | None, dict[str, int], int]:
+        "Columns, folder, labels of the classes with these names, first free label."
+    def add(self, vectors: np.ndarray, more: pd.DataFrame) -> None:
+        "Put images in; they replace those of the same path."
     def remove(self, paths: Sequence[str]) -> None: "Take images out."
     def save(self, path: Path) -> None: "Write all of it to a file."
     def info(self) -> dict: "Size, engine and settings."
@@ -62,47 +72,59 @@ class Store(Protocol):
 # %% ../../nbs/80_gallery.index.ipynb #e5893d23
 class Index:
     "A searchable gallery."
-
     def __init__(self, store: Store): self.store = store
-
-    @classmethod
-    def build(
-        cls,
-        features: Features,  # their rows are the gallery
-        name: str | None = None,  # of the array to search in; default the first
-        kind: str = 'flat',  # one of `KINDS`
-        **settings,  # of that kind
-    ) -> 'Index':
-        "Make a gallery of features; raises ValueError naming a row without direction, or an image that is there twice."
-        if not len(features): raise ValueError('features: a gallery needs one image or more')
-        refuse_twice(features.table)
-        return cls(faiss_store(features, features.names[0] if name is None else name, kind, settings))
-
     def __len__(self) -> int: return len(self.store)
 
     @property
     def record(self) -> dict: return self.store.record
-
     @property
     def name(self) -> str: return self.store.name
 
-    def __repr__(self) -> str: return f'Index of {len(self)} images by {self.name} ({self.store.dim}, {self.store.kind})'
+    def __repr__(self) -> str:
+        about = f'{self.name} ({self.store.dim}, {self.store.kind})'
+        return f'Index of {len(self)} images by {about}'
+
+# %% ../../nbs/80_gallery.index.ipynb #845aa815
+@patch(cls_method=True)
+def build(
+    cls: Index,
+    features: Features,  # their rows are the gallery
+    name: str | None = None,  # of the array to search in; default the first
+    kind: str = 'flat',  # one of `KINDS`
+    **settings,  # of that kind
+) -> Index:
+    "Make a gallery; ValueError names a row without direction, or an image given twice."
+    from fgir.features.extraction import refuse_twice
+
+    if not len(features):
+        raise ValueError('features: a gallery needs one image or more')
+    refuse_twice(features.table)
+    name = features.names[0] if name is None else name
+    return cls(faiss_store(features, name, kind, settings))
+
+# %% ../../nbs/80_gallery.index.ipynb #0bf5cbbb
+def _check_k(index: Index, k: int, lost: int):
+    "ValueError if answers are lost because the gallery is smaller than `k`."
+    # counting costs a database as much as searching
+    if k >= 1 and (lost <= 0 or not k > len(index) > 0): return
+    most = max(1, len(index))
+    raise ValueError(f'k: expected 1 to {most}, the images of the gallery, found {k}')
 
 # %% ../../nbs/80_gallery.index.ipynb #114c709b
 @patch
 def search(
     self: Index,
     query: Tensor | np.ndarray,  # (D,) or (Q, D), of any length but zero
-    k: int = 8,  # images a query; fewer where a filter leaves fewer, none if the gallery is empty
-    filter: Mapping | None = None,  # column: value or values, such as `dict(name=['Laysan_Albatross'])`
+    k: int = 8,  # images a query; fewer if a filter leaves fewer
+    filter: Mapping | None = None,  # column: value or values, `dict(label=[3, 5])`
 ) -> pd.DataFrame:  # query, rank, row, score, path, label, name, split…
     "The `k` most similar images of the gallery for each query, best first."
     query = unit_rows(query)
     if query.shape[1] != self.store.dim:
-        raise ValueError(f'query: {query.shape[1]} numbers, but {self.name!r} of the gallery has {self.store.dim}')
+        raise ValueError(f'query: {query.shape[1]} numbers, but {self.name!r} of the '
+                         f'gallery has {self.store.dim}')
     found = self.store.find(query, max(k, 1), filter)
-    if k < 1 or (len(found) < k*len(query) and k > len(self) > 0):
-        raise ValueError(f'k: expected 1 to {max(1, len(self))}, the images of the gallery, found {k}')
+    _check_k(self, k, k*len(query) - len(found))
     found['score'] = found['score'].clip(-1, 1)
     found.insert(1, 'rank', found.groupby('query').cumcount() + 1)
     return found
@@ -110,35 +132,15 @@ def search(
 # %% ../../nbs/80_gallery.index.ipynb #77d19b05
 def photo_table(
     path: str | Path,
-    box: Sequence[float] | None = None,  # x1 y1 x2 y2 in pixels; default the whole photograph
+    box: Sequence[float] | None = None,  # x1 y1 x2 y2 in pixels; default the whole
 ) -> pd.DataFrame:
     "A table of one photograph of unknown class, with its box."
+    from fgir.data.images import load_image
+
     path = Path(path).expanduser().absolute()
     box = (0, 0, *load_image(path).size) if box is None else box
-    return make_table([path.name], [0], ['?'], 'query', path.parent, 'photo', [box], [f'{path}, box'])
-
-# %% ../../nbs/80_gallery.index.ipynb #63cce5e2
-def _array_of(index: Index, photo: Features) -> np.ndarray:
-    "The vectors that a gallery is searched with; ValueError if the descriptor does not give them."
-    if index.name in photo.names: return photo[index.name]
-    raise ValueError(f'descriptor: it gives {", ".join(photo.names)}, not {index.name!r} of the gallery')
-
-@patch
-def check_descriptor(self: Index, descriptor: Callable, record: dict, **how) -> None:
-    "Raise ValueError unless the record of a descriptor is the gallery's, and its vector for the first image too."
-    made = {**self.record, 'model': name_today(str(self.record.get('model')))}
-    for key in ('model', 'config'):
-        ours, theirs = (json.dumps(r.get(key)) for r in (made, record))
-        if ours != theirs: raise ValueError(f'descriptor: its {key} is {theirs}, the gallery was made with {ours}')
-    if not len(self): return
-    table, vector = self.store.sample()
-    if not image_path(table, 0).is_file(): return
-    box = table[BOX].iloc[0] if self.record.get('crop') else None
-    again = _array_of(self, extract(descriptor, photo_table(image_path(table, 0), box), crop=True, **how))
-    cosine = float(unit_rows(again)[0] @ unit_rows(vector)[0])
-    if cosine < .99:
-        raise ValueError(f'descriptor: its vector of {image_path(table, 0)} has a cosine of {cosine:.2f} to the one in '
-                         'the gallery: other weights, or another way to cut the image')
+    where = path.parent, 'photo', [box], [f'{path}, box']
+    return make_table([path.name], [0], ['?'], 'query', *where)
 
 # %% ../../nbs/80_gallery.index.ipynb #c2b025a2
 @patch
@@ -147,125 +149,204 @@ def as_described(
     tfms: str | None = None,  # default the record's
     size: int | None = None,  # default the record's
 ) -> dict:  # for `extract`
-    "How to read one photograph for this gallery; ValueError if its transform has no name."
-    how = dict(tfms=tfms or self.record.get('tfms'), size=size or self.record.get('size'), num_workers=0, progress=False)
-    if how['tfms'] not in TRANSFORMS:
-        raise ValueError(f'tfms: the gallery was made with {how["tfms"]!r}; give one of {", ".join(TRANSFORMS)}')
-    return how
+    "How to read one photograph for this gallery; ValueError for an unnamed transform."
+    from fgir.data.transforms import TRANSFORMS
+
+    tfms, size = tfms or self.record.get('tfms'), size or self.record.get('size')
+    if tfms not in TRANSFORMS:
+        raise ValueError(f'tfms: the gallery was made with {tfms!r}; '
+                         f'give one of {", ".join(TRANSFORMS)}')
+    return dict(tfms=tfms, size=size, num_workers=0, progress=False)
+
+# %% ../../nbs/80_gallery.index.ipynb #63cce5e2
+def _vectors_for(index: Index, photo: Features) -> np.ndarray:
+    "The vectors that a gallery is searched with; ValueError if there are none."
+    if index.name in photo.names: return photo[index.name]
+    given = ', '.join(photo.names)
+    raise ValueError(f'descriptor: it gives {given}, not {index.name!r} of the gallery')
+
+def _refuse_other_model(index: Index, record: dict):
+    "ValueError if a descriptor's record is of another model than the gallery's."
+    from fgir.backbones.saving import name_today
+
+    made = {**index.record, 'model': name_today(str(index.record.get('model')))}
+    for key in ('model', 'config'):
+        ours, theirs = (json.dumps(r.get(key)) for r in (made, record))
+        if ours != theirs:
+            raise ValueError(f'descriptor: its {key} is {theirs}, '
+                             f'the gallery was made with {ours}')
+
+# %% ../../nbs/80_gallery.index.ipynb #f559eed7
+def _refuse_other_weights(index: Index, descriptor: Callable, **how):
+    "ValueError if a descriptor does not give the vector of the first image."
+    from fgir.features.extraction import extract
+
+    if not len(index): return
+    table, vector = index.store.sample()
+    file = image_path(table, 0)
+    if not file.is_file(): return
+    box = table[BOX].iloc[0] if index.record.get('crop') else None
+    photo = extract(descriptor, photo_table(file, box), crop=True, **how)
+    again = _vectors_for(index, photo)
+    cosine = float(unit_rows(again)[0] @ unit_rows(vector)[0])
+    if cosine < .99:
+        raise ValueError(
+            f'descriptor: its vector of {file} has a cosine of {cosine:.2f} to the one '
+            'in the gallery: other weights, or another way to cut the image')
 
 # %% ../../nbs/80_gallery.index.ipynb #a3e0cb89
+def _ways_to(file: str | Path) -> set[Path]:
+    "The full path of a file as it is written, and with links followed."
+    file = os.path.expanduser(file)
+    return {Path(os.path.abspath(file)), Path(file).resolve()}
+
 def spellings_of(photo: str | Path, root: str | None) -> list[str]:
     "The paths by which a gallery whose folder is `root` may name a file."
-    photo, root = (os.path.expanduser(p) if p else p for p in (photo, root))
-    files = {Path(os.path.abspath(photo)), Path(photo).resolve()}
-    roots = {Path(os.path.abspath(root)), Path(root).resolve()} if root else set()
-    inside = [f.relative_to(r).as_posix() for f in files for r in roots if f.is_relative_to(r)]
-    return sorted({*map(str, files), *inside})
+    files, roots = _ways_to(photo), _ways_to(root) if root else set()
+    inside = [f.relative_to(r) for f in files for r in roots if f.is_relative_to(r)]
+    return sorted({*map(str, files), *(path.as_posix() for path in inside)})
 
+# %% ../../nbs/80_gallery.index.ipynb #36e7f48c
 @patch
 def same_file(self: Index, photo: str | Path) -> list[str]:
     "Paths of the gallery's images that are the file of a photograph."
     return self.store.present(spellings_of(photo, self.store.root))
 
-# %% ../../nbs/80_gallery.index.ipynb #36e7f48c
 @patch
 def about_photo(self: Index, photo: str | Path) -> pd.Series | None:
-    "The row of the gallery's table for a photograph that is one of its images, None for any other."
+    "The gallery's row for a photograph that is one of its images, else None."
     own = self.same_file(photo)
     anywhere = np.eye(1, self.store.dim, dtype=np.float32)
     return self.store.find(anywhere, 1, dict(path=own)).iloc[0] if own else None
 
 # %% ../../nbs/80_gallery.index.ipynb #2d4e081a
 def without_own(found: pd.DataFrame, own: Sequence[str], k: int) -> pd.DataFrame:
-    "The first `k` answers to one query that are not `own`, which `attrs['left_out']` lists."
+    "The first `k` answers but `own`; `attrs['left_out']` lists what was left out."
     kept = found[~found['path'].isin(own)].head(k).reset_index(drop=True)
     kept['rank'] = np.arange(1, len(kept) + 1)
-    kept.attrs = {**found.attrs, 'left_out': [p for p in own if p in set(found['path'])]}
+    left_out = [path for path in own if path in set(found['path'])]
+    kept.attrs = {**found.attrs, 'left_out': left_out}
     return kept
 
+# %% ../../nbs/80_gallery.index.ipynb #5dc4c43d
 @patch
 def search_image(
     self: Index,
     path: str | Path,  # of the photograph
     descriptor: Callable,  # the one that made the gallery
     k: int = 8,  # images to find
-    box: Sequence[float] | None = None,  # x1 y1 x2 y2 in pixels to crop to; default the whole photograph
+    box: Sequence[float] | None = None,  # x1 y1 x2 y2 to crop to; default the whole
     tfms: str | None = None,  # default the record's
     size: int | None = None,  # default the record's
     filter: Mapping | None = None,  # as in `search`
     leave_out_self: bool = True,  # an image of the gallery does not find itself
-) -> pd.DataFrame:  # as `search`; `attrs['left_out']` are the paths that were left out
+) -> pd.DataFrame:  # as `search`; `attrs['left_out']` are the paths left out
     "Describe a photograph as the gallery was described, and search with it."
+    from fgir.features.extraction import extract, say_crop
+
     how = self.as_described(tfms, size)
     say_crop(self.record.get('crop'), box is not None, path, 'the gallery was made of')
     photo = extract(descriptor, photo_table(path, box), crop=True, **how)
-    self.check_descriptor(descriptor, photo.record, **how)
+    _refuse_other_model(self, photo.record)
+    _refuse_other_weights(self, descriptor, **how)
     own = self.same_file(path) if leave_out_self else []
     wanted = min(k + len(own), max(k, len(self)))
-    return without_own(self.search(_array_of(self, photo), wanted, filter), own, k)
+    found = self.search(_vectors_for(self, photo), wanted, filter)
+    return without_own(found, own, k)
 
 # %% ../../nbs/80_gallery.index.ipynb #d4677a20
 def show_search(
     index: Index,
     photo: str | Path,  # the photograph that was searched with
     results: pd.DataFrame,  # what `search_image` found
-    name: str | None = None,  # class of the photograph, if known: frames are green for it and red for others
+    name: str | None = None,  # its class, if known: green frames for it, else red
     box: Sequence[float] | None = None,  # as for `search_image`
-) -> Figure:
+) -> 'Figure':
     "Draw the photograph and, on its right, what was found, with the cosines."
+    from fgir.features.retrieval import show_neighbours
+
     query, same = photo_table(photo, box), results.loc[results['name'] == name, 'label']
     query['name'], query['label'] = name or '', same.iloc[0] if len(same) else -1
-    crop = bool(index.record.get('crop'))
-    figure = show_neighbours(query, [0], [np.arange(len(results))], results, [results['score']], crop=crop)
-    for ax in figure.axes if name is None else (): ax.spines[:].set_visible(False)
+    lists = [np.arange(len(results))], results, [results['score']]
+    figure = show_neighbours(query, [0], *lists, crop=bool(index.record.get('crop')))
+    if name is None:
+        for ax in figure.axes: ax.spines[:].set_visible(False)
     return figure
 
 # %% ../../nbs/80_gallery.index.ipynb #cceadd6a
-_SAME = ('model', 'config', 'weights', 'tfms', 'size', 'crop', 'mean', 'std')
+def _paths_in(table: pd.DataFrame, root: str | None) -> list[str]:
+    "The paths of a table's images in a gallery whose folder is `root`."
+    if table.attrs.get('root') == root: return list(table['path'])
+    return [str(image_path(table, i)) for i in range(len(table))]
 
+def _labels_in(names: pd.Series, known: Mapping[str, int], free: int) -> list[int]:
+    "Labels of classes: those that are known, and from `free` on for new names."
+    new = [name for name in dict.fromkeys(names) if name not in known]
+    labels = {**known, **{name: free + i for i, name in enumerate(new)}}
+    return [labels[name] for name in names]
+
+# %% ../../nbs/80_gallery.index.ipynb #48857ea5
 def _fitted(
     more: pd.DataFrame,  # table of what is to be added
-    columns: Sequence[str],  # of the gallery's table
-    root: str | None,  # its folder
-    numbers: Mapping[str, int],  # class name: number, of the classes that it has
-    free: int,  # the first number that no class has
+    columns: Sequence[str], root: str | None,  # of the gallery's table
+    known: Mapping[str, int], free: int,  # labels of its classes; a free one
 ) -> pd.DataFrame:
-    "Fit a table to the gallery's; ValueError for a column that is missing, or an image that is there twice."
-    missing = [c for c in columns if c not in more]
-    if missing: raise ValueError(f'features: their table has no column {", ".join(missing)}, the gallery has')
-    paths = more['path'] if more.attrs.get('root') == root else [str(image_path(more, i)) for i in range(len(more))]
-    new = [n for n in dict.fromkeys(more['name']) if n not in numbers]
-    numbers = {**numbers, **{n: free + i for i, n in enumerate(new)}}
-    more = more[list(columns)].reset_index(drop=True).assign(path=paths, label=more['name'].map(numbers).tolist())
+    "Fit a table to the gallery's; ValueError if a column is missing, an image twice."
+    from fgir.features.extraction import refuse_twice
+
+    missing = ', '.join(c for c in columns if c not in more)
+    if missing:
+        raise ValueError(
+            f'features: their table has no column {missing}, the gallery has')
+    paths, labels = _paths_in(more, root), _labels_in(more['name'], known, free)
+    more = more[list(columns)].reset_index(drop=True).assign(path=paths, label=labels)
     refuse_twice(more)
     return more
 
 # %% ../../nbs/80_gallery.index.ipynb #0a377e37
-@patch
-def check_same(self: Index, features: Features):
-    "Raise ValueError unless features were made as the gallery's were, and each row has a direction."
-    for key in _SAME:
-        ours, theirs = (json.dumps(r.get(key)) for r in (self.record, features.record))
-        if ours != theirs: raise ValueError(f'features: made with {key} {theirs}, the gallery with {ours}')
-    ours, theirs = ((r.get('made') or {}).get(self.name) for r in (self.record, features.record))
-    if ours != theirs: raise ValueError(f'features: {self.name!r} is {theirs}, in the gallery {ours}')
-    if self.name not in features.names: raise ValueError(f'features: no array {self.name!r}, there are {", ".join(features.names)}')
-    vectors = features[self.name]
-    if vectors.shape[1] != self.store.dim:
-        raise ValueError(f'features: {vectors.shape[1]} numbers an image, the gallery has {self.store.dim}')
-    for i in range(0, len(vectors), BLOCK): unit_rows(vectors[i:i + BLOCK], 'features', i)
+_SAME = ('model', 'config', 'weights', 'tfms', 'size', 'crop', 'mean', 'std')
 
+def _refuse_made_otherwise(index: Index, record: dict):
+    "ValueError unless features were made as the gallery's were."
+    for key in _SAME:
+        ours, theirs = (json.dumps(r.get(key)) for r in (index.record, record))
+        if ours != theirs:
+            raise ValueError(
+                f'features: made with {key} {theirs}, the gallery with {ours}')
+    name = index.name
+    ours, theirs = ((r.get('made') or {}).get(name) for r in (index.record, record))
+    if ours != theirs:
+        raise ValueError(f'features: {name!r} is {theirs}, in the gallery {ours}')
+
+# %% ../../nbs/80_gallery.index.ipynb #f058db1e
+def _refuse_other_vectors(index: Index, features: Features):
+    "ValueError unless features have the gallery's array, each row with a direction."
+    name, dim = index.name, index.store.dim
+    if name not in features.names:
+        there = ', '.join(features.names)
+        raise ValueError(f'features: no array {name!r}, there are {there}')
+    vectors = features[name]
+    if vectors.shape[1] != dim:
+        raise ValueError(f'features: {vectors.shape[1]} numbers an image, '
+                         f'the gallery has {dim}')
+    for i in range(0, len(vectors), BLOCK):
+        unit_rows(vectors[i:i + BLOCK], 'features', i)
+
+# %% ../../nbs/80_gallery.index.ipynb #6a3bd8dc
 @patch
 def add(
     self: Index,
     features: Features,  # with the array that the gallery searches in
-    replace: bool = False,  # an image that is there already is replaced; else that is a ValueError
+    replace: bool = False,  # images that are there already; else that is a ValueError
 ):
     "Add images, all of them or, with a ValueError, none."
-    self.check_same(features)
+    _refuse_made_otherwise(self, features.record)
+    _refuse_other_vectors(self, features)
     more = _fitted(features.table, *self.store.shape(features.table['name']))
     there = self.store.present(list(more['path']))
-    if there and not replace: raise ValueError(f'features: {there[0]} is in the gallery already; replace=True replaces it')
+    if there and not replace:
+        raise ValueError(f'features: {there[0]} is in the gallery already; '
+                         'replace=True replaces it')
     self.store.add(features[self.name], more)
 
 # %% ../../nbs/80_gallery.index.ipynb #64dec408
@@ -276,7 +357,7 @@ def update(self: Index, features: Features):
 
 @patch
 def remove(self: Index, paths: str | Sequence[str]):
-    "Take images out of the gallery; ValueError for one that is not there, and then none is taken out."
+    "Take images out; ValueError for one that is not there, and then none is taken out."
     paths = [paths] if isinstance(paths, str) else list(paths)
     lost = set(paths) - set(self.store.present(paths))
     if lost: raise ValueError(f'paths: {sorted(lost)[0]} is not in the gallery')
@@ -285,34 +366,36 @@ def remove(self: Index, paths: str | Sequence[str]):
 # %% ../../nbs/80_gallery.index.ipynb #07027975
 @patch
 def save(self: Index, path: str | Path, force: bool = False) -> Path:
-    "Write the gallery, completely or not at all; over an existing file only with `force`."
+    "Write the gallery, completely or not at all; `force` overwrites a file."
     path = Path(path)
-    if path.exists() and not force: raise FileExistsError(f'{path} exists; force=True overwrites it')
+    if path.exists() and not force:
+        raise FileExistsError(f'{path} exists; force=True overwrites it')
     self.store.save(path)
     return path
 
-# %% ../../nbs/80_gallery.index.ipynb #430ee1d3
 @patch(cls_method=True)
 def load(
     cls: Index,
     path: str | Path,  # written by `save`
     verify: bool = True,  # compare the checksum, which reads all of the file
 ) -> Index:
-    "Open a gallery; its vectors stay on disk, mapped into memory, but for what the engine holds."
+    "Open a gallery; its vectors stay on disk, mapped into memory."
     if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such gallery')
     return cls(load_store(Path(path), verify))
 
 # %% ../../nbs/80_gallery.index.ipynb #be3a29c3
 @patch
 def info(self: Index) -> dict:
-    "What the gallery holds and how it was made: numbers, the engine and its settings, and the features' record."
+    "What the gallery holds and how it was made: its numbers, and the record."
     return self.store.info() | self.record
 
-# %% ../../nbs/80_gallery.index.ipynb #99f10eb6
 def features_of(path: str | Path) -> Features:
-    "The features in a file of fgir's, in a gallery, without what was removed, or in a file of a paper's program."
+    "The features in a file, in a gallery, or in a file of a paper's program."
     path = Path(path)
-    if not path.is_file() or path.suffix in ('.json', '.pth'): return read_program_features(path)
+    if not path.is_file() or path.suffix in ('.json', '.pth'):
+        from fgir.papers.programs import read_program_features
+
+        return read_program_features(path)
     with open_features(path) as file:
         if 'index' not in file.metadata: return read_features(file)
         store = read_store(file)
@@ -322,17 +405,18 @@ def features_of(path: str | Path) -> Features:
 @patch(cls_method=True)
 def connect(
     cls: Index,
-    uri: str,  # 'gallery.db' for Milvus Lite, 'http://host:19530' for a server or cluster
-    features: Features | None = None,  # makes a new gallery of these; default opens the one that is there
+    uri: str,  # 'gallery.db' for Milvus Lite, 'http://host:19530' for a server
+    features: Features | None = None,  # make a new gallery of these; else open
     name: str | None = None,  # of the array to search in; default the first
     kind: str = 'flat',  # one of `KINDS`; Milvus Lite is flat
     collection: str = 'gallery',  # several galleries can be in one database
     **settings,  # of the kind, as for `build`
 ) -> Index:
-    "A gallery in a Milvus database; ValueError for one that is there already, FileNotFoundError for one that is not."
+    "Open a gallery in a database, or make one; FileNotFoundError if there is none."
     check_engine(kind, settings, uri)
     if features is None: return cls(open_milvus_store(uri, collection))
-    store = make_milvus_store(uri, collection, features, name or features.names[0], kind, settings)
+    name = name or features.names[0]
+    store = make_milvus_store(uri, collection, features, name, kind, settings)
     index = cls(store)
     index.add(features)
     store.write_facts()

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from torch import Tensor
 from ..features.store import Features
+from matplotlib.figure import Figure
 @runtime_checkable
 class Store(Protocol):
-    """What an `Index` calls of the place that holds its images."""
+    """What an `Index` asks of the place that holds its images."""
 
     @property
     def record(self) -> dict:
@@ -36,7 +36,7 @@ class Store(Protocol):
         """Number of images."""
 
     def find(self, query: np.ndarray, k: int, filter: Mapping | None=None) -> pd.DataFrame:
-        """The `k` most similar images for each query (Q, D) of length one: query, score, then the table's columns."""
+        """The `k` images nearest to each unit row: query, score, the table's columns."""
 
     def sample(self) -> tuple[pd.DataFrame, np.ndarray]:
         """One image: a table of one row, and its vector (D,)."""
@@ -48,7 +48,7 @@ class Store(Protocol):
         """Names of the classes and their labels."""
 
     def shape(self, names: Sequence[str]) -> tuple[list[str], str | None, dict[str, int], int]:
-        """Columns of the table, folder, labels of the classes with these names, and the first free label."""
+        """Columns, folder, labels of the classes with these names, first free label."""
 
     def add(self, vectors: np.ndarray, more: pd.DataFrame) -> None:
         """Put images in; they replace those of the same path."""
@@ -68,10 +68,6 @@ class Index:
     def __init__(self, store: Store):
         ...
 
-    @classmethod
-    def build(cls, features: Features, name: str | None=None, kind: str='flat', **settings) -> 'Index':
-        """Make a gallery of features; raises ValueError naming a row without direction, or an image that is there twice."""
-
     def __len__(self) -> int:
         ...
 
@@ -86,26 +82,24 @@ class Index:
     def __repr__(self) -> str:
         ...
 
+    @classmethod
+    def build(cls, features: Features, name: str | None=None, kind: str='flat', **settings) -> Index:
+        """Make a gallery; ValueError names a row without direction, or an image given twice."""
+
     def search(self, query: Tensor | np.ndarray, k: int=8, filter: Mapping | None=None) -> pd.DataFrame:
         """The `k` most similar images of the gallery for each query, best first."""
 
-    def check_descriptor(self, descriptor: Callable, record: dict, **how) -> None:
-        """Raise ValueError unless the record of a descriptor is the gallery's, and its vector for the first image too."""
-
     def as_described(self, tfms: str | None=None, size: int | None=None) -> dict:
-        """How to read one photograph for this gallery; ValueError if its transform has no name."""
+        """How to read one photograph for this gallery; ValueError for an unnamed transform."""
 
     def same_file(self, photo: str | Path) -> list[str]:
         """Paths of the gallery's images that are the file of a photograph."""
 
     def about_photo(self, photo: str | Path) -> pd.Series | None:
-        """The row of the gallery's table for a photograph that is one of its images, None for any other."""
+        """The gallery's row for a photograph that is one of its images, else None."""
 
     def search_image(self, path: str | Path, descriptor: Callable, k: int=8, box: Sequence[float] | None=None, tfms: str | None=None, size: int | None=None, filter: Mapping | None=None, leave_out_self: bool=True) -> pd.DataFrame:
         """Describe a photograph as the gallery was described, and search with it."""
-
-    def check_same(self, features: Features):
-        """Raise ValueError unless features were made as the gallery's were, and each row has a direction."""
 
     def add(self, features: Features, replace: bool=False):
         """Add images, all of them or, with a ValueError, none."""
@@ -114,28 +108,28 @@ class Index:
         """Add images, in the place of those that are there under the same path."""
 
     def remove(self, paths: str | Sequence[str]):
-        """Take images out of the gallery; ValueError for one that is not there, and then none is taken out."""
+        """Take images out; ValueError for one that is not there, and then none is taken out."""
 
     def save(self, path: str | Path, force: bool=False) -> Path:
-        """Write the gallery, completely or not at all; over an existing file only with `force`."""
+        """Write the gallery, completely or not at all; `force` overwrites a file."""
 
     @classmethod
     def load(cls, path: str | Path, verify: bool=True) -> Index:
-        """Open a gallery; its vectors stay on disk, mapped into memory, but for what the engine holds."""
+        """Open a gallery; its vectors stay on disk, mapped into memory."""
 
     def info(self) -> dict:
-        """What the gallery holds and how it was made: numbers, the engine and its settings, and the features' record."""
+        """What the gallery holds and how it was made: its numbers, and the record."""
 
     @classmethod
     def connect(cls, uri: str, features: Features | None=None, name: str | None=None, kind: str='flat', collection: str='gallery', **settings) -> Index:
-        """A gallery in a Milvus database; ValueError for one that is there already, FileNotFoundError for one that is not."""
+        """Open a gallery in a database, or make one; FileNotFoundError if there is none."""
 def photo_table(path: str | Path, box: Sequence[float] | None=None) -> pd.DataFrame:
     """A table of one photograph of unknown class, with its box."""
 def spellings_of(photo: str | Path, root: str | None) -> list[str]:
     """The paths by which a gallery whose folder is `root` may name a file."""
 def without_own(found: pd.DataFrame, own: Sequence[str], k: int) -> pd.DataFrame:
-    """The first `k` answers to one query that are not `own`, which `attrs['left_out']` lists."""
+    """The first `k` answers but `own`; `attrs['left_out']` lists what was left out."""
 def show_search(index: Index, photo: str | Path, results: pd.DataFrame, name: str | None=None, box: Sequence[float] | None=None) -> Figure:
     """Draw the photograph and, on its right, what was found, with the cosines."""
 def features_of(path: str | Path) -> Features:
-    """The features in a file of fgir's, in a gallery, without what was removed, or in a file of a paper's program."""
+    """The features in a file, in a gallery, or in a file of a paper's program."""

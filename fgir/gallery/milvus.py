@@ -10,7 +10,7 @@ __all__ = ['milvus_client', 'MilvusStore', 'new_milvus_store', 'open_milvus_stor
 # %% ../../nbs/82_gallery.milvus.ipynb #1c60b818
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,46 +20,64 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..features.store import Features
-from .faiss import cells_for, code_bytes, complete_settings, unit_rows, wanted_values
+from fgir.gallery.faiss import (
+    cells_for,
+    code_bytes,
+    complete_settings,
+    unit_rows,
+    wanted_values,
+)
 
 # %% ../../nbs/82_gallery.milvus.ipynb #bb2d193f
-_GALLERIES = 'fgir_galleries'
-_FIELDS = {'i': 'INT64', 'u': 'INT64', 'f': 'DOUBLE', 'b': 'BOOL'}
+def _is_local(uri: str) -> bool: return '://' not in uri
 
 def milvus_client(uri: str):
-    "Open a database; ImportError says what to install, ConnectionError what could not be reached."
+    "Open a database; ImportError says what to install, ConnectionError what is away."
     try: pymilvus = import_module('pymilvus')
-    except ImportError: raise ImportError('Milvus needs pymilvus: pip install "fgir[milvus]"') from None
+    except ImportError:
+        raise ImportError('Milvus needs pymilvus: pip install "fgir[milvus]"') from None
     logging.getLogger('pymilvus').setLevel(logging.ERROR)
-    local = '://' not in uri
-    if local and not uri.endswith('.db'): raise ValueError(f'{uri}: expected a name that ends with .db, or an address http://…')
-    try: return pymilvus.MilvusClient(str(Path(uri).expanduser().absolute()) if local else uri)
-    except pymilvus.MilvusException as e: raise ConnectionError(f'{uri}: {e.message}') from None
+    if _is_local(uri) and not uri.endswith('.db'):
+        raise ValueError(
+            f'{uri}: expected a name that ends with .db, or an address http://…')
+    where = str(Path(uri).expanduser().absolute()) if _is_local(uri) else uri
+    try: return pymilvus.MilvusClient(where)
+    except pymilvus.MilvusException as e:
+        raise ConnectionError(f'{uri}: {e.message}') from None
 
 # %% ../../nbs/82_gallery.milvus.ipynb #98131376
 _FLAT = ('FLAT', {})
 
 def _milvus_index(kind: str, settings: Mapping, n: int, dim: int) -> tuple[str, dict]:
     "An engine's name in Milvus, and how it is built."
-    if kind == 'hnsw': return 'HNSW', dict(M=settings['links'], efConstruction=settings['build'])
     if kind == 'flat': return _FLAT
-    return 'IVF_PQ', dict(nlist=cells_for(settings, n), m=code_bytes(settings, dim), nbits=8)
+    if kind == 'hnsw':
+        return 'HNSW', dict(M=settings['links'], efConstruction=settings['build'])
+    cells, size = cells_for(settings, n), code_bytes(settings, dim)
+    return 'IVF_PQ', dict(nlist=cells, m=size, nbits=8)
 
+# %% ../../nbs/82_gallery.milvus.ipynb #0978cab0
 def _milvus_search(kind: str, settings: Mapping, n: int, k: int) -> dict:
     "How far an engine of Milvus looks."
+    if kind == 'flat': return {}
     if kind == 'hnsw': return dict(ef=max(settings['look'], k))
-    return {} if kind == 'flat' else dict(nprobe=settings['look'] or max(32, cells_for(settings, n)//8))
+    return dict(nprobe=settings['look'] or max(32, cells_for(settings, n)//8))
 
 # %% ../../nbs/82_gallery.milvus.ipynb #1be36a9f
-def _literal(values) -> str:
+def _literal(values: Iterable) -> str:
     "A list of values in Milvus's filters."
-    return json.dumps([v.item() if hasattr(v, 'item') else v for v in values], ensure_ascii=False)
+    plain = [v.item() if hasattr(v, 'item') else v for v in values]
+    return json.dumps(plain, ensure_ascii=False)
 
+# %% ../../nbs/82_gallery.milvus.ipynb #ec5f955c
 def _milvus_filter(filter: Mapping, columns: Sequence[str]) -> str:
-    "A filter in the words of Milvus; ValueError for a column that there is not."
-    return ' and '.join(f'{c} in {_literal(values)}' for c, values in wanted_values(filter, columns).items())
+    "A filter in the words of Milvus; ValueError for a column that is not there."
+    wanted = wanted_values(filter, columns).items()
+    return ' and '.join(f'{column} in {_literal(values)}' for column, values in wanted)
 
 # %% ../../nbs/82_gallery.milvus.ipynb #f8bf3bc7
+_GALLERIES = 'fgir_galleries'
+
 @dataclass
 class MilvusStore:
     "A collection in a Milvus database, and what is known about it."
@@ -68,7 +86,8 @@ class MilvusStore:
     facts: dict  # name, dim, kind, columns, root, record
 
     def __len__(self) -> int:
-        return self.client.query(self.collection, filter='', output_fields=['count(*)'])[0]['count(*)']
+        how = dict(filter='', output_fields=['count(*)'])
+        return self.client.query(self.collection, **how)[0]['count(*)']
 
     @property
     def record(self) -> dict: return self.facts['record']
@@ -81,39 +100,62 @@ class MilvusStore:
     @property
     def kind(self) -> str: return self.facts['kind']
 
-    def write_facts(self, complete: bool = True):
-        "Keep in the database what is known, and whether all images that the gallery was made of are in it."
-        self.facts['complete'] = complete
-        self.client.upsert(_GALLERIES, [dict(gallery=self.collection, about=self.facts, vector=[0., 1.])])
+# %% ../../nbs/82_gallery.milvus.ipynb #8b81c12c
+@patch
+def write_facts(self: MilvusStore, complete: bool = True):
+    "Keep in the database what is known, and whether all images are in it."
+    self.facts['complete'] = complete
+    row = dict(gallery=self.collection, about=self.facts, vector=[0., 1.])
+    self.client.upsert(_GALLERIES, [row])
 
-    def info(self) -> dict:
-        "What is known, and the number of images."
-        return dict(images=len(self), similarity='cosine', collection=self.collection) | {
-            k: v for k, v in self.facts.items() if k not in ('columns', 'record', 'rows', 'complete')}
+# %% ../../nbs/82_gallery.milvus.ipynb #c614855c
+@patch
+def info(self: MilvusStore) -> dict:
+    "What is known, and the number of images."
+    hidden = 'columns', 'record', 'rows', 'complete'
+    shown = {k: v for k, v in self.facts.items() if k not in hidden}
+    size = dict(images=len(self), similarity='cosine', collection=self.collection)
+    return size | shown
 
 # %% ../../nbs/82_gallery.milvus.ipynb #7028c3b1
-def _schema(client, fields: Mapping[str, tuple], index: tuple, dim: int) -> dict:
-    "Schema and index parameters of a collection; the first field is its key."
+_TEXT = ('VARCHAR', dict(max_length=4096))
+_TYPES = {'i': 'INT64', 'u': 'INT64', 'f': 'DOUBLE', 'b': 'BOOL'}
+
+def _fields(table: pd.DataFrame) -> dict[str, tuple]:
+    "The type of each column in Milvus, the path first."
+    kinds = {column: table[column].dtype.kind for column in table}
+    fields = {c: (_TYPES[k], {}) if k in _TYPES else _TEXT for c, k in kinds.items()}
+    return {'path': _TEXT} | fields
+
+# %% ../../nbs/82_gallery.milvus.ipynb #ba54c551
+def _create(client, collection: str, fields: Mapping, dim: int, index: tuple = _FLAT):
+    "Make a collection of these fields and a vector; the first field is its key."
     types = import_module('pymilvus').DataType
-    schema, params = client.create_schema(auto_id=False, enable_dynamic_field=False), client.prepare_index_params()
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     for i, (name, (kind, settings)) in enumerate(fields.items()):
         schema.add_field(name, getattr(types, kind), is_primary=i == 0, **settings)
     schema.add_field('vector', types.FLOAT_VECTOR, dim=dim)
-    params.add_index('vector', index_type=index[0], metric_type='IP', params=index[1])
-    return dict(schema=schema, index_params=params, consistency_level='Strong')
+    params, (engine, how) = client.prepare_index_params(), index
+    params.add_index('vector', index_type=engine, metric_type='IP', params=how)
+    client.create_collection(
+        collection, schema=schema, index_params=params, consistency_level='Strong')
 
-def new_milvus_store(client, collection: str, features: Features, name: str, kind: str = 'flat',
-                     settings: Mapping | None = None) -> MilvusStore:
+# %% ../../nbs/82_gallery.milvus.ipynb #8dceb39d
+def new_milvus_store(
+    client, collection: str,
+    features: Features, name: str,  # the array to search in
+    kind: str = 'flat', settings: Mapping | None = None
+) -> MilvusStore:
     "Make the collection of a gallery, without its images."
-    settings = complete_settings(kind, settings or {})
-    text, table, (n, dim) = ('VARCHAR', dict(max_length=4096)), features.table, features[name].shape
-    fields = {c: text if table[c].dtype.kind not in _FIELDS else (_FIELDS[table[c].dtype.kind], {}) for c in table}
-    fields = {'path': text} | fields
+    settings, table = complete_settings(kind, settings or {}), features.table
+    n, dim = features[name].shape
     if not client.has_collection(_GALLERIES):
-        client.create_collection(_GALLERIES, **_schema(client, dict(gallery=text, about=('JSON', {})), _FLAT, 2))
-    client.create_collection(collection, **_schema(client, fields, _milvus_index(kind, settings, n, dim), dim))
-    facts = dict(name=name, dim=dim, kind=kind, settings=settings, rows=n, columns=list(table),
-                 root=table.attrs.get('root'), record=features.record)
+        _create(client, _GALLERIES, dict(gallery=_TEXT, about=('JSON', {})), 2)
+    engine = _milvus_index(kind, settings, n, dim)
+    _create(client, collection, _fields(table), dim, engine)
+    facts = dict(
+        name=name, dim=dim, kind=kind, settings=settings, rows=n, columns=list(table),
+        root=table.attrs.get('root'), record=features.record)
     store = MilvusStore(client, collection, facts)
     store.write_facts(complete=False)
     return store
@@ -124,55 +166,82 @@ def add(self: MilvusStore, vectors: np.ndarray, more: pd.DataFrame):
     "Insert images, in the place of those that are there under the same path."
     rows = more.to_dict('records')
     for i in range(0, len(rows), 1000):
-        part = zip(rows[i:i + 1000], unit_rows(vectors[i:i + 1000], 'features', i), strict=True)
-        self.client.upsert(self.collection, [{**row, 'vector': v} for row, v in part])
+        units = unit_rows(vectors[i:i + 1000], 'features', i)
+        part = zip(rows[i:i + 1000], units, strict=True)
+        images = [{**row, 'vector': unit} for row, unit in part]
+        self.client.upsert(self.collection, images)
 
+# %% ../../nbs/82_gallery.milvus.ipynb #a8d93c2a
 @patch
 def remove(self: MilvusStore, paths: Sequence[str]):
     "Delete images."
     self.client.delete(self.collection, ids=list(paths))
 
+# %% ../../nbs/82_gallery.milvus.ipynb #761b2a9a
 @patch
 def present(self: MilvusStore, paths: Sequence[str]) -> list[str]:
     "Which of some paths are there."
-    parts = [self.client.get(self.collection, ids=paths[i:i + 1000], output_fields=['path']) for i in range(0, len(paths), 1000)]
-    there = {row['path'] for part in parts for row in part}
-    return [p for p in paths if p in there]
+    there = set()
+    for i in range(0, len(paths), 1000):
+        some = dict(ids=paths[i:i + 1000], output_fields=['path'])
+        there |= {row['path'] for row in self.client.get(self.collection, **some)}
+    return [path for path in paths if path in there]
 
 # %% ../../nbs/82_gallery.milvus.ipynb #2627dfeb
 @patch
 def classes(self: MilvusStore) -> dict[str, int]:
-    "Names of the classes and their numbers."
-    known, rows = {}, self.client.query_iterator(self.collection, batch_size=1000, output_fields=['name', 'label'])
+    "Names of the classes and their labels."
+    fields = dict(batch_size=1000, output_fields=['name', 'label'])
+    known, rows = {}, self.client.query_iterator(self.collection, **fields)
     while part := rows.next(): known |= {row['name']: row['label'] for row in part}
     rows.close()
     return known
 
+# %% ../../nbs/82_gallery.milvus.ipynb #8d1a78c3
 @patch
-def shape(self: MilvusStore, names: Sequence[str]) -> tuple[list[str], str | None, dict[str, int], int]:
-    "What an index must know to add images: columns, folder, labels of the classes with some names, and the first free label."
+def shape(
+    self: MilvusStore, names: Sequence[str]
+) -> tuple[list[str], str | None, dict[str, int], int]:
+    "Columns, folder, labels of the classes with these names, and the first free label."
     known = self.classes()
+    labels = {name: known[name] for name in dict.fromkeys(names) if name in known}
     free = 1 + max(known.values(), default=-1)
-    return self.facts['columns'], self.facts['root'], {n: known[n] for n in dict.fromkeys(names) if n in known}, free
+    return self.facts['columns'], self.facts['root'], labels, free
 
 # %% ../../nbs/82_gallery.milvus.ipynb #6dbc0efb
 @patch
-def sample(self: MilvusStore) -> tuple[pd.DataFrame, np.ndarray]:
-    "Some image: a table of one row, and its vector."
-    rows = self.client.query(self.collection, filter='', limit=1, output_fields=[*self.facts['columns'], 'vector'])
-    if not rows: raise ValueError('the gallery is empty')
-    return self.table(rows), np.array(rows[0]['vector'], np.float32)
-
-@patch
-def table(self: MilvusStore, rows: Sequence[Mapping]) -> pd.DataFrame:
+def _table(self: MilvusStore, rows: Sequence[Mapping]) -> pd.DataFrame:
     "Rows of the database as a table."
-    table = pd.DataFrame([{c: row[c] for c in self.facts['columns']} for row in rows], columns=self.facts['columns'])
+    columns = self.facts['columns']
+    values = [{c: row[c] for c in columns} for row in rows]
+    table = pd.DataFrame(values, columns=columns)
     table.attrs = dict(root=self.facts['root'])
     return table
+
+# %% ../../nbs/82_gallery.milvus.ipynb #ac01f40a
+@patch
+def sample(self: MilvusStore) -> tuple[pd.DataFrame, np.ndarray]:
+    "Some image: a table of one row, and its vector."
+    fields = [*self.facts['columns'], 'vector']
+    rows = self.client.query(self.collection, filter='', limit=1, output_fields=fields)
+    if not rows: raise ValueError('the gallery is empty')
+    return self._table(rows), np.array(rows[0]['vector'], np.float32)
 
 # %% ../../nbs/82_gallery.milvus.ipynb #e18c5c87
 _MOST = 16_384  # images that Milvus finds at once
 
+@patch
+def _hits(self: MilvusStore, query: np.ndarray, k: int, filter: Mapping | None) -> list:
+    "What Milvus finds: a list of hits for each query."
+    if k > _MOST: raise ValueError(f'k: Milvus finds {_MOST} images at most, found {k}')
+    columns, n = self.facts['columns'], self.facts.get('rows', 0)
+    settings = complete_settings(self.kind, self.facts.get('settings', {}))
+    return self.client.search(
+        self.collection, data=query, limit=k, output_fields=columns,
+        filter=_milvus_filter(filter, columns) if filter else '',
+        search_params=dict(params=_milvus_search(self.kind, settings, n, k)))
+
+# %% ../../nbs/82_gallery.milvus.ipynb #71a9f5ea
 @patch
 def find(
     self: MilvusStore,
@@ -180,25 +249,22 @@ def find(
     k: int,
     filter: Mapping | None = None,  # column: value or list of values
 ) -> pd.DataFrame:  # query, score, then the table's columns
-    "The most similar images, with what the table says about them; equal ones in no order."
-    if k > _MOST: raise ValueError(f'k: Milvus finds {_MOST} images at most, found {k}')
-    words = _milvus_filter(filter, self.facts['columns']) if filter else ''
-    settings = complete_settings(self.kind, self.facts.get('settings', {}))
-    how = dict(params=_milvus_search(self.kind, settings, self.facts.get('rows', 0), k))
-    hits = self.client.search(self.collection, data=query, limit=k, filter=words, search_params=how,
-                              output_fields=self.facts['columns'])
-    flat = [(i, hit) for i, part in enumerate(hits) for hit in part]
-    if filter and not flat: raise ValueError(f'filter: no image of the gallery has {dict(filter)}')
-    answer = self.table([hit['entity'] for _, hit in flat])
-    answer.insert(0, 'score', [hit['distance'] for _, hit in flat])
-    answer.insert(0, 'query', [i for i, _ in flat])
+    "The most similar images, with what the table says about them."
+    lists = self._hits(query, k, filter)
+    hits = [(i, hit) for i, found in enumerate(lists) for hit in found]
+    if filter and not hits:
+        raise ValueError(f'filter: no image of the gallery has {dict(filter)}')
+    answer = self._table([hit['entity'] for _, hit in hits])
+    answer.insert(0, 'score', [hit['distance'] for _, hit in hits])
+    answer.insert(0, 'query', [i for i, _ in hits])
     return answer
 
 # %% ../../nbs/82_gallery.milvus.ipynb #dede0600
 @patch
 def save(self: MilvusStore, path: Path):
     "ValueError: a database keeps each change by itself."
-    raise ValueError(f'{path}: a gallery in a database is not saved to a file; the database keeps each change')
+    raise ValueError(f'{path}: a gallery in a database is not saved to a file; '
+                     'the database keeps each change')
 
 # %% ../../nbs/82_gallery.milvus.ipynb #0e8dd688
 def _facts_in(client, collection: str) -> dict | None:
@@ -208,33 +274,33 @@ def _facts_in(client, collection: str) -> dict | None:
     there = client.get(_GALLERIES, ids=[collection], output_fields=['about'])
     return there[0]['about'] if there else None
 
-@patch
-def make_flat(self: MilvusStore):
-    "Exchange the engine of a gallery in Milvus Lite for one that compares all rows."
-    self.client.release_collection(self.collection)
-    self.client.drop_index(self.collection, 'vector')
-    params = self.client.prepare_index_params()
-    params.add_index('vector', index_type='FLAT', metric_type='IP')
-    self.client.create_index(self.collection, params)
-    self.facts |= dict(kind='flat', settings={})
-    self.write_facts()
-
-def _opened(client, collection: str, facts: dict, local: bool) -> MilvusStore:
-    "The store of a gallery that is complete."
-    store = MilvusStore(client, collection, facts)
-    if local and facts['kind'] != 'flat': store.make_flat()
-    client.load_collection(collection)
-    return store
-
 # %% ../../nbs/82_gallery.milvus.ipynb #2130bcbd
 def open_milvus_store(uri: str, collection: str = 'gallery') -> MilvusStore:
-    "The store of a gallery in a database; FileNotFoundError if there is none, or if it is not complete."
-    nothing, local = FileNotFoundError(f'{uri}: no gallery {collection!r} there; features make one'), '://' not in uri
-    if local and uri.endswith('.db') and not Path(uri).expanduser().exists(): raise nothing
+    "The store of a gallery; FileNotFoundError if there is none, or an incomplete one."
+    nothing = FileNotFoundError(
+        f'{uri}: no gallery {collection!r} there; features make one')
+    local = _is_local(uri)
+    if local and uri.endswith('.db') and not Path(uri).expanduser().exists():
+        raise nothing
     client = milvus_client(uri)
     facts = _facts_in(client, collection)
     if not facts or not facts['complete']: raise nothing
-    return _opened(client, collection, facts, local)
+    store = MilvusStore(client, collection, facts)
+    if local and store.kind != 'flat': store._make_flat()
+    client.load_collection(collection)
+    return store
+
+# %% ../../nbs/82_gallery.milvus.ipynb #1fe87271
+@patch
+def _make_flat(self: MilvusStore):
+    "Exchange the engine for one that compares all rows."
+    client, params = self.client, self.client.prepare_index_params()
+    client.release_collection(self.collection)
+    client.drop_index(self.collection, 'vector')
+    params.add_index('vector', index_type='FLAT', metric_type='IP')
+    client.create_index(self.collection, params)
+    self.facts |= dict(kind='flat', settings={})
+    self.write_facts()
 
 # %% ../../nbs/82_gallery.milvus.ipynb #17cf17b4
 def make_milvus_store(
@@ -243,10 +309,12 @@ def make_milvus_store(
     name: str,  # of the array to search in
     kind: str = 'flat', settings: Mapping | None = None,
 ) -> MilvusStore:
-    "An empty store for a new gallery in a database; ValueError if there is one of this name."
+    "An empty store for a new gallery in a database; ValueError if the name is taken."
     client = milvus_client(uri)
     facts = _facts_in(client, collection)
-    if facts and facts['complete']: raise ValueError(f'{uri}: there is a gallery {collection!r} already')
-    if not len(features): raise ValueError('features: a gallery needs one image or more')
+    if facts and facts['complete']:
+        raise ValueError(f'{uri}: there is a gallery {collection!r} already')
+    if not len(features):
+        raise ValueError('features: a gallery needs one image or more')
     if facts: client.drop_collection(collection)
     return new_milvus_store(client, collection, features, name, kind, settings)

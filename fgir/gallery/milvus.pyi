@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from ..features.store import Features
 def milvus_client(uri: str):
-    """Open a database; ImportError says what to install, ConnectionError what could not be reached."""
+    """Open a database; ImportError says what to install, ConnectionError what is away."""
 @dataclass
 class MilvusStore:
     """A collection in a Milvus database, and what is known about it."""
@@ -39,7 +39,7 @@ class MilvusStore:
         ...
 
     def write_facts(self, complete: bool=True):
-        """Keep in the database what is known, and whether all images that the gallery was made of are in it."""
+        """Keep in the database what is known, and whether all images are in it."""
 
     def info(self) -> dict:
         """What is known, and the number of images."""
@@ -54,28 +54,22 @@ class MilvusStore:
         """Which of some paths are there."""
 
     def classes(self) -> dict[str, int]:
-        """Names of the classes and their numbers."""
+        """Names of the classes and their labels."""
 
     def shape(self, names: Sequence[str]) -> tuple[list[str], str | None, dict[str, int], int]:
-        """What an index must know to add images: columns, folder, labels of the classes with some names, and the first free label."""
+        """Columns, folder, labels of the classes with these names, and the first free label."""
 
     def sample(self) -> tuple[pd.DataFrame, np.ndarray]:
         """Some image: a table of one row, and its vector."""
 
-    def table(self, rows: Sequence[Mapping]) -> pd.DataFrame:
-        """Rows of the database as a table."""
-
     def find(self, query: np.ndarray, k: int, filter: Mapping | None=None) -> pd.DataFrame:
-        """The most similar images, with what the table says about them; equal ones in no order."""
+        """The most similar images, with what the table says about them."""
 
     def save(self, path: Path):
         """ValueError: a database keeps each change by itself."""
-
-    def make_flat(self):
-        """Exchange the engine of a gallery in Milvus Lite for one that compares all rows."""
 def new_milvus_store(client, collection: str, features: Features, name: str, kind: str='flat', settings: Mapping | None=None) -> MilvusStore:
     """Make the collection of a gallery, without its images."""
 def open_milvus_store(uri: str, collection: str='gallery') -> MilvusStore:
-    """The store of a gallery in a database; FileNotFoundError if there is none, or if it is not complete."""
+    """The store of a gallery; FileNotFoundError if there is none, or an incomplete one."""
 def make_milvus_store(uri: str, collection: str, features: Features, name: str, kind: str='flat', settings: Mapping | None=None) -> MilvusStore:
-    """An empty store for a new gallery in a database; ValueError if there is one of this name."""
+    """An empty store for a new gallery in a database; ValueError if the name is taken."""

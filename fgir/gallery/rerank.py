@@ -1,4 +1,4 @@
-"""What can be done to vectors and lists once they are there: whitening, expansion, re-ranking, and the pictures' mirror images
+"""More from the same network
 
 Docs: https://fgir.github.io/fgir/gallery.rerank.html.md"""
 
@@ -29,52 +29,73 @@ from ..features.retrieval import query_and_gallery
 from ..features.store import Features
 
 # %% ../../nbs/83_gallery.rerank.ipynb #e36261ca
-def _unit(x: np.ndarray) -> np.ndarray: return F.normalize(torch.as_tensor(np.ascontiguousarray(x)).double()).numpy()
+def _unit(x: np.ndarray) -> np.ndarray:
+    "Rows at length one, in double precision."
+    return F.normalize(torch.as_tensor(np.ascontiguousarray(x)).double()).numpy()
 
 @dataclass
 class Projection:
-    "Vectors (N, D) taken at length one, off with the `mean` (D,), times the `matrix` (D, d), to length one again."
+    "Unit rows (N, D), off with the `mean` (D,), times the `matrix` (D, d), unit again."
     mean: np.ndarray
     matrix: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        if x.shape[1] != len(self.mean): raise ValueError(f'a projection of {len(self.mean)} numbers, found {x.shape[1]}')
+        n, found = len(self.mean), x.shape[1]
+        if n != found: raise ValueError(f'a projection of {n} numbers, found {found}')
         return _unit((_unit(x) - self.mean) @ self.matrix).astype(np.float32)
 
 # %% ../../nbs/83_gallery.rerank.ipynb #7601af83
 def fit_pca(
     x: np.ndarray,  # (N, D) of training images; taken at length one
     dim: int | None = None,  # components to keep; default all
-    whiten: float = 0.,  # power of the spread to divide by: 0 leaves the components as they are, 1 whitens
+    whiten: float = 0.,  # power of the spread to divide by: 0 not at all, 1 whitens
 ) -> Projection:
-    "Principal components (Jégou and Chum, ECCV 2012); ValueError if there are fewer images than components."
-    x, dim = _unit(x), dim or x.shape[1]
-    if not 1 <= dim <= min(x.shape): raise ValueError(f'dim: {dim} components of {x.shape[0]} vectors of {x.shape[1]} numbers')
-    pca = faiss.PCAMatrix(x.shape[1], dim, -whiten/2)
+    "Principal components (Jégou and Chum, ECCV 2012); ValueError for too few images."
+    x, (n, d) = _unit(x), x.shape
+    dim = dim or d
+    if not 1 <= dim <= min(n, d):
+        raise ValueError(f'dim: {dim} components of {n} vectors of {d} numbers')
+    pca = faiss.PCAMatrix(d, dim, -whiten/2)
     pca.train(x.astype(np.float32))
-    matrix = faiss.vector_to_array(pca.A).reshape(dim, -1).T
+    matrix = faiss.vector_to_array(pca.A).reshape(dim, d).T
     return Projection(faiss.vector_to_array(pca.mean), matrix)
+
+# %% ../../nbs/83_gallery.rerank.ipynb #17773a45
+def _spread_within(x: np.ndarray, labels: Sequence, shrink: float) -> np.ndarray:
+    "Covariance (D, D) about the class means, shrunk towards even spread."
+    frame = pd.DataFrame(x)
+    means = frame.groupby(np.asarray(labels)).transform('mean')
+    inside = (frame - means).to_numpy()
+    spread = inside.T @ inside/len(x)
+    size = np.trace(spread)/len(spread)
+    if size < 1e-12: raise ValueError('labels: no class has two images that differ')
+    return (1 - shrink)*spread + shrink*size*np.eye(len(spread))
 
 # %% ../../nbs/83_gallery.rerank.ipynb #91dbf133
 def fit_whitening(
     x: np.ndarray,  # (N, D) of training images; taken at length one
     labels: Sequence,  # (N,) their classes
     dim: int | None = None,  # numbers to keep; default all
-    shrink: float = .1,  # 0 to 1: how much of the covariance to replace by one that is the same in all directions
+    shrink: float = .1,  # 0 to 1: how much of the covariance to make even
 ) -> Projection:
-    "Learned whitening (Mikolajczyk and Matas, ICCV 2007), with the covariance shrunk; ValueError if no class has two images."
-    x, frame = _unit(x), pd.DataFrame(_unit(x))
-    inside = (frame - frame.groupby(np.asarray(labels)).transform('mean')).to_numpy()
-    spread = inside.T @ inside/len(x)
-    size = np.trace(spread)/len(spread)
-    if size < 1e-12: raise ValueError('labels: no class has two images that differ')
-    least = np.linalg.cholesky((1 - shrink)*spread + shrink*size*np.eye(len(spread)))
-    mean, white = x.mean(0), np.linalg.inv(least).T
+    "Learned whitening (Mikolajczyk and Matas, ICCV 2007), the covariance shrunk."
+    x = _unit(x)
+    mean, least = x.mean(0), np.linalg.cholesky(_spread_within(x, labels, shrink))
+    white = np.linalg.inv(least).T
     y = (x - mean) @ white
     rotation = np.linalg.eigh(y.T @ y)[1][:, ::-1][:, :dim]
-    return Projection(mean.astype(np.float32), (white @ rotation).astype(np.float32))
+    matrix = white @ rotation
+    return Projection(mean.astype(np.float32), matrix.astype(np.float32))
 
 # %% ../../nbs/83_gallery.rerank.ipynb #ebb81a8a
+def _with_array(features: Features, new: str, array: np.ndarray, made: str) -> Features:
+    "Features with one array more, and its origin in the record."
+    record = features.record
+    made = (record.get('made') or {}) | {new: made}
+    arrays = {**features.arrays, new: array}
+    return Features(arrays, features.table, {**record, 'made': made})
+
+# %% ../../nbs/83_gallery.rerank.ipynb #08e59c40
 @patch
 def project(
     self: Features,
@@ -84,8 +105,8 @@ def project(
     note: str = '',  # what the projection is, for the record
 ) -> Features:
     "The features with one array more."
-    made = (self.record.get('made') or {}) | {new: f'{note or "projection"} of {name}'}
-    return Features({**self.arrays, new: projection(self[name])}, self.table, {**self.record, 'made': made})
+    made = f'{note or "projection"} of {name}'
+    return _with_array(self, new, projection(self[name]), made)
 
 # %% ../../nbs/83_gallery.rerank.ipynb #7482cc45
 @patch
@@ -94,17 +115,18 @@ def combine(
     weights: Mapping[str, float],  # array name: share of its cosine, above 0
     new: str = 'combined',
 ) -> Features:
-    "The features with one array more, whose cosine is the weighted mean of the cosines of others."
-    if not weights or min(weights.values()) <= 0: raise ValueError(f'weights: expected numbers above 0, found {dict(weights)}')
+    "The features with one more array, whose cosine is the weighted mean of others'."
+    if not weights or min(weights.values()) <= 0:
+        raise ValueError(f'weights: expected numbers above 0, found {dict(weights)}')
     total = sum(weights.values())
     parts = [np.sqrt(w/total)*_unit(self[name]) for name, w in weights.items()]
-    made = (self.record.get('made') or {}) | {new: ' + '.join(f'{w:g} {name}' for name, w in weights.items())}
     array = np.concatenate(parts, 1).astype(np.float32)
-    return Features({**self.arrays, new: array}, self.table, {**self.record, 'made': made})
+    made = ' + '.join(f'{w:g} {name}' for name, w in weights.items())
+    return _with_array(self, new, array, made)
 
 # %% ../../nbs/83_gallery.rerank.ipynb #7665e05a
 class Views(nn.Module):
-    "Descriptor that adds the unit vectors of an image, its mirror image, and both at other scales."
+    "Adds the unit vectors of an image, its mirror image, and both at other scales."
     class_path = 'fgir.gallery.Views'
 
     def __init__(
@@ -114,24 +136,37 @@ class Views(nn.Module):
         scales: Sequence[float] = (1.,),  # of the sides; 1 is the image as it comes
     ):
         super().__init__()
-        if not scales or min(scales) <= 0: raise ValueError(f'scales: expected numbers above 0, found {scales}')
-        descriptor = as_descriptor(descriptor)
-        self.descriptor, self.flip, self.scales = descriptor, flip, tuple(scales)
-        self.config = dict(flip=flip, scales=list(scales), of=type(descriptor).__name__,
-                           config=getattr(descriptor, 'config', None))
-        source = descriptor if hasattr(descriptor, 'mean') else getattr(descriptor, 'backbone', None)
+        if not scales or min(scales) <= 0:
+            raise ValueError(f'scales: expected numbers above 0, found {scales}')
+        inner = as_descriptor(descriptor)
+        self.descriptor, self.flip, self.scales = inner, flip, tuple(scales)
+        about = dict(of=type(inner).__name__, config=getattr(inner, 'config', None))
+        self.config = dict(flip=flip, scales=list(scales)) | about
+        source = inner if hasattr(inner, 'mean') else getattr(inner, 'backbone', None)
         if hasattr(source, 'mean'): self.mean, self.std = source.mean, source.std
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        sized = [x if s == 1 else F.interpolate(x, scale_factor=s, mode='bilinear', antialias=True) for s in self.scales]
-        found = [self.descriptor(view) for v in sized for view in ([v, v.flip(3)] if self.flip else [v])]
+        found = [self.descriptor(view) for view in _views(x, self.flip, self.scales)]
         found = [d if isinstance(d, Mapping) else {'embedding': d} for d in found]
-        return {name: F.normalize(sum(F.normalize(d[name].float()) for d in found)) for name in found[0]}
+        return {name: _sum_of_units([d[name] for d in found]) for name in found[0]}
+
+# %% ../../nbs/83_gallery.rerank.ipynb #23dd6ca3
+def _views(x: Tensor, flip: bool, scales: Sequence[float]) -> list[Tensor]:
+    "A batch at each scale, followed by its mirror image."
+    how, views = dict(mode='bilinear', antialias=True), []
+    for scale in scales:
+        sized = x if scale == 1 else F.interpolate(x, scale_factor=scale, **how)
+        views += [sized, sized.flip(3)] if flip else [sized]
+    return views
+
+def _sum_of_units(vectors: Sequence[Tensor]) -> Tensor:
+    "The direction (B, D) of the sum of vectors at length one."
+    return F.normalize(sum(F.normalize(v.float()) for v in vectors))
 
 # %% ../../nbs/83_gallery.rerank.ipynb #fde286ee
 def expand(
     x: np.ndarray,  # (N, D)
-    among: np.ndarray | None = None,  # (M, D) whose rows are added; default `x`, each without itself
+    among: np.ndarray | None = None,  # (M, D) whose rows are added; default the others
     k: int = 5,  # neighbors to add
     alpha: float = 3.,  # power of the similarity; 0 counts all the same
 ) -> np.ndarray:  # (N, D) of length one
@@ -139,77 +174,123 @@ def expand(
     x, among_unit = _unit(x), _unit(x if among is None else among)
     scores, rows = neighbours(x, None if among is None else among_unit, k)
     weights = scores.clip(0)**alpha
-    added = np.stack([w @ among_unit[r] for w, r in zip(weights, rows, strict=True)])
+    pairs = zip(weights, rows, strict=True)
+    added = np.stack([weight @ among_unit[row] for weight, row in pairs])
     return _unit(x + added).astype(np.float32)
 
 # %% ../../nbs/83_gallery.rerank.ipynb #ca7913df
-def _among(query: np.ndarray, gallery: np.ndarray | None) -> dict:
-    "How to search with changed vectors so that no row finds itself."
-    return {} if gallery is not None else dict(exclude=(np.arange(len(query)),)*2)
+def _search(query: np.ndarray, own: bool, gallery: np.ndarray, n: int) -> tuple:
+    "Scores and rows (Q, n); with `own`, no row finds itself."
+    itself = (np.arange(len(query)),)*2
+    return neighbours(query, gallery, n, **(dict(exclude=itself) if own else {}))
 
-def query_expansion(query: np.ndarray, gallery: np.ndarray | None = None, n: int = 100, k: int = 5, alpha: float = 3.):
+# %% ../../nbs/83_gallery.rerank.ipynb #14426fff
+def query_expansion(
+    query: np.ndarray, gallery: np.ndarray | None = None, n: int = 100, k: int = 5,
+    alpha: float = 3.
+) -> tuple[np.ndarray, np.ndarray]:
     "Search with each query plus its k neighbors: scores and rows (Q, n)."
-    return neighbours(expand(query, gallery, k, alpha), query if gallery is None else gallery, n, **_among(query, gallery))
+    own = gallery is None
+    return _search(expand(query, gallery, k, alpha), own, query if own else gallery, n)
 
-def database_augmentation(query: np.ndarray, gallery: np.ndarray | None = None, n: int = 100, k: int = 5, alpha: float = 3.):
-    "Search a gallery in which each image is the sum of itself and its k neighbors: scores and rows (Q, n)."
-    return neighbours(query, expand(query if gallery is None else gallery, None, k, alpha), n, **_among(query, gallery))
+def database_augmentation(
+    query: np.ndarray, gallery: np.ndarray | None = None, n: int = 100, k: int = 5,
+    alpha: float = 3.
+) -> tuple[np.ndarray, np.ndarray]:
+    "Search a gallery whose images are added to their k neighbors: scores and rows."
+    own = gallery is None
+    return _search(query, own, expand(query if own else gallery, None, k, alpha), n)
 
 # %% ../../nbs/83_gallery.rerank.ipynb #af7b14c2
+def _rows_of(rows: np.ndarray, values: np.ndarray) -> sparse.csr_array:
+    "A matrix (n, n) with values at some columns (n, k) of each row."
+    n, k = rows.shape
+    ends = np.arange(0, n*k + 1, k)
+    return sparse.csr_array((values.ravel(), rows.ravel(), ends), (n, n))
+
 def _mutual(nearest: np.ndarray, k: int) -> sparse.csr_array:
-    "The relation R_k of n images as a matrix (n, n) of zeros and ones, given their nearest (n, ≥k), themselves first."
-    n, k = len(nearest), min(k + 1, nearest.shape[1])
-    near = sparse.csr_array((np.ones(n*k, np.float32), nearest[:, :k].ravel(), np.arange(0, n*k + 1, k)), (n, n))
+    "R_k as zeros and ones (n, n), from the nearest (n, ≥k) of each, itself first."
+    nearest = nearest[:, :k + 1]
+    near = _rows_of(nearest, np.ones(nearest.shape, np.float32))
     return near.multiply(near.T).tocsr()
 
 # %% ../../nbs/83_gallery.rerank.ipynb #9c466cb1
 def _with_friends(nearest: np.ndarray, k: int) -> sparse.csr_array:
-    "R_k with the half as large sets of those members added whose sets it mostly holds, ones and zeros (n, n)."
+    "R_k and, of members whose half as large sets it mostly holds, these sets (n, n)."
     whole, half = _mutual(nearest, k), _mutual(nearest, round(k/2))
     shared = (whole @ half.T).multiply(whole).tocoo()
     most = shared.data >= 2/3*half.sum(1)[shared.coords[1]] - 1e-6
-    friends = sparse.csr_array((shared.data[most], tuple(c[most] for c in shared.coords)), shape=shared.shape)
+    places = tuple(axis[most] for axis in shared.coords)
+    friends = sparse.csr_array((shared.data[most], places), shape=shared.shape)
     found = (whole + friends @ half).tocsr()
     found.data[:] = 1
     return found
 
 # %% ../../nbs/83_gallery.rerank.ipynb #edda726f
-def _memberships(x: np.ndarray, nearest: np.ndarray, k: int, smooth: int) -> sparse.csr_array:
-    "The weighted sets of k-reciprocal neighbors, rows that sum to one (n, n), each averaged over its `smooth` nearest."
-    sets = _with_friends(nearest, k).tocoo()
+def _memberships(
+    x: np.ndarray, nearest: np.ndarray, k: int, smooth: int
+) -> sparse.csr_array:
+    "Weighted sets of mutual neighbors (n, n), each averaged over its `smooth` nearest."
+    sets, parts = _with_friends(nearest, k).tocoo(), []
     i, j = sets.coords
-    blocks = [(x[i[s:s + 2**16]]*x[j[s:s + 2**16]]).sum(1) for s in range(0, len(i), 2**16)]
-    v = sparse.csr_array((np.exp(np.concatenate(blocks) - 1).astype(np.float32), (i, j)), shape=sets.shape)
+    for s in range(0, len(i), 2**16):
+        parts.append((x[i[s:s + 2**16]]*x[j[s:s + 2**16]]).sum(1))
+    weights = np.exp(np.concatenate(parts) - 1).astype(np.float32)
+    v = sparse.csr_array((weights, (i, j)), shape=sets.shape)
     v = sparse.diags_array(1/v.sum(1)).astype(np.float32) @ v
-    n, m = len(x), smooth + 1
-    mean = sparse.csr_array((np.full(n*m, 1/m, np.float32), nearest[:, :m].ravel(), np.arange(0, n*m + 1, m)), (n, n))
+    few = nearest[:, :smooth + 1]
+    mean = _rows_of(few, np.full(few.shape, 1/few.shape[1], np.float32))
     return (mean @ v).tocsr()
 
 # %% ../../nbs/83_gallery.rerank.ipynb #6182adba
+def _shared(v: sparse.csr_array, sets: np.ndarray, others: np.ndarray) -> np.ndarray:
+    "The sum of minima (Q, n) of rows (Q,) of `v` and others (Q, n)."
+    n = others.shape[1]
+    return v[sets.repeat(n)].minimum(v[others.ravel()]).sum(1).reshape(others.shape)
+
+# %% ../../nbs/83_gallery.rerank.ipynb #74e037c3
 def k_reciprocal(
     query: np.ndarray,  # (Q, D)
-    gallery: np.ndarray | None = None,  # (N, D); default the queries, each without itself
+    gallery: np.ndarray | None = None,  # (N, D); default the queries without itself
     n: int = 100,  # answers of each query, sorted again
     k: int = 20,  # neighbors that make up an image's set
     smooth: int = 6,  # neighbors whose sets are averaged
     share: float = .3,  # of the cosine in the final score, 0 to 1
 ) -> tuple[np.ndarray, np.ndarray]:  # (Q, n) scores and rows
-    "Re-rank the first n answers (Zhong et al., CVPR 2017); all queries take part, so it is for a batch of them."
-    x = _unit(query if gallery is None else np.concatenate([query, gallery])).astype(np.float32)
-    k, first = min(k, len(x) - 1), 0 if gallery is None else len(query)
+    "Re-rank the first n answers of a batch of queries (Zhong et al., CVPR 2017)."
+    x = query if gallery is None else np.concatenate([query, gallery])
+    x, first = _unit(x).astype(np.float32), 0 if gallery is None else len(query)
+    k = min(k, len(x) - 1)
     nearest = np.hstack([np.arange(len(x))[:, None], neighbours(x, None, k)[1]])
     v = _memberships(x, nearest, k, min(smooth, k))
     scores, rows = neighbours(query, gallery, n)
     for some in np.array_split(np.arange(len(query)), max(1, len(query)*n//2**15)):
-        least = v[some.repeat(n)].minimum(v[first + rows[some].ravel()]).sum(1).reshape(len(some), n)
+        least = _shared(v, some, first + rows[some])
         scores[some] = (1 - share)*least/(2 - least) + share*scores[some]
     order = np.argsort(-scores, axis=1, kind='stable')
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
+# %% ../../nbs/83_gallery.rerank.ipynb #99fd8d20
+def _flow_graph(x: np.ndarray, k: int, power: float) -> sparse.csr_array:
+    "Similarities of mutual neighbors, normalized (N, N)."
+    scores, rows = neighbours(x, None, k)
+    graph = _rows_of(rows, scores.clip(0)**power)
+    graph = graph.minimum(graph.T).tocsr()
+    root = sparse.diags_array(1/np.sqrt(graph.sum(1).clip(1e-12))).astype(np.float32)
+    return (root @ graph @ root).tocsr()
+
+def _settled(
+    graph: sparse.csr_array, y: np.ndarray, alpha: float, rounds: int
+) -> np.ndarray:
+    "Where the flow that starts at `y` (N, Q) comes to."
+    flow = y
+    for _ in range(rounds): flow = alpha*(graph @ flow) + (1 - alpha)*y
+    return flow
+
 # %% ../../nbs/83_gallery.rerank.ipynb #ea722855
 def diffusion(
     query: np.ndarray,  # (Q, D)
-    gallery: np.ndarray | None = None,  # (N, D); default the queries, each without itself
+    gallery: np.ndarray | None = None,  # (N, D); default the queries without itself
     n: int = 100,  # answers of each query
     k: int = 20,  # neighbors in the graph, and starting points of the flow
     alpha: float = .9,  # share that flows on, 0 to 1
@@ -219,25 +300,31 @@ def diffusion(
     "Rank by diffusion on the gallery's graph (Iscen et al., CVPR 2017)."
     x = _unit(query if gallery is None else gallery).astype(np.float32)
     k, size = min(k, len(x) - 1), len(x)
-    scores, rows = neighbours(x, None, k)
-    graph = sparse.csr_array((scores.clip(0).ravel()**power, rows.ravel(), np.arange(0, size*k + 1, k)), (size, size))
-    graph = graph.minimum(graph.T).tocsr()
-    root = sparse.diags_array(1/np.sqrt(graph.sum(1).clip(1e-12))).astype(np.float32)
-    graph, found = (root @ graph @ root).tocsr(), []
-    starts = neighbours(query, gallery, k)
+    graph, found = _flow_graph(x, k, power), []
+    scores, rows = neighbours(query, gallery, k)
     for some in np.array_split(np.arange(len(query)), max(1, len(query)*size//2**25)):
-        y = np.zeros((size, len(some)), np.float32)
-        y[starts[1][some].T, np.arange(len(some))] = starts[0][some].T.clip(0)**power
-        flow = y
-        for _ in range(rounds): flow = alpha*(graph @ flow) + (1 - alpha)*y
-        if gallery is None: flow[some, np.arange(len(some))] = -1
+        y, column = np.zeros((size, len(some)), np.float32), np.arange(len(some))
+        y[rows[some].T, column] = scores[some].T.clip(0)**power
+        flow = _settled(graph, y, alpha, rounds)
+        if gallery is None: flow[some, column] = -1
         order = np.argsort(-flow, axis=0, kind='stable')[:n].T
         found.append((np.take_along_axis(flow.T, order, 1), order))
     return tuple(np.concatenate(part) for part in zip(*found, strict=True))
 
 # %% ../../nbs/83_gallery.rerank.ipynb #dbb3aeb4
-RERANK: dict[str, Callable] = dict(none=lambda query, gallery=None, n=100: neighbours(query, gallery, n),
-                                   aqe=query_expansion, dba=database_augmentation, kr=k_reciprocal, diffusion=diffusion)
+def _plain(query: np.ndarray, gallery: np.ndarray | None = None, n: int = 100) -> tuple:
+    "The nearest as they are: scores and rows (Q, n)."
+    return neighbours(query, gallery, n)
+
+RERANK: dict[str, Callable] = dict(
+    none=_plain, aqe=query_expansion, dba=database_augmentation, kr=k_reciprocal,
+    diffusion=diffusion)
+
+# %% ../../nbs/83_gallery.rerank.ipynb #ef91bd8a
+def _list_length(labels: Sequence, measures: Sequence[str]) -> int:
+    "As many answers as the measures look at, 100 to 1000."
+    largest = pd.Series(labels).value_counts().max()
+    return min(1000, max(100, *(measure(m)[1](largest) for m in measures)))
 
 # %% ../../nbs/83_gallery.rerank.ipynb #a355ec61
 def evaluate_rerank(
@@ -245,19 +332,21 @@ def evaluate_rerank(
     name: str,  # of the array
     methods: Sequence[str] = tuple(RERANK),  # names of `RERANK`
     measures: Sequence[str] = ('R@1', 'MAP@R'),
-    n: int | None = None,  # answers that a method sorts; default as many as the measures look at, 100 to 1000
+    n: int | None = None,  # answers that a method sorts; default as measures need
     **settings: Mapping,  # for a method by its name, such as aqe=dict(k=10)
 ) -> pd.DataFrame:  # a row a method: measures from 0 to 1, milliseconds a query
-    "Compare methods on one array, searched as its table says; a measure cut at n says so. ValueError for another method."
+    "Compare methods on one array, searched as its table says."
     x, labels, among, among_labels = query_and_gallery(features.table, features[name])
-    largest = pd.Series(labels if among is None else among_labels).value_counts().max()
-    n = n or min(1000, max(100, *(measure(m)[1](largest) for m in measures)))
+    n = n or _list_length(labels if among is None else among_labels, measures)
     n, found = min(n, len(x) - 1 if among is None else len(among)), {}
     for method in methods:
-        if method not in RERANK: raise ValueError(f'method: expected one of {", ".join(RERANK)}, found {method!r}')
+        if method not in RERANK:
+            there = ', '.join(RERANK)
+            raise ValueError(f'method: expected one of {there}, found {method!r}')
         start = perf_counter()
         lists = RERANK[method](x, among, n=n, **settings.get(method, {}))[1]
         cost = 1000*(perf_counter() - start)/len(x)
-        scores = score_lists(lists, labels, among_labels, measures).drop(columns='relevant').mean()
-        found[method] = {**scores, 'ms a query': cost}
+        scores = score_lists(lists, labels, among_labels, measures)
+        means = scores.drop(columns='relevant').mean()
+        found[method] = {**means, 'ms a query': cost}
     return pd.DataFrame(found).T.rename_axis('method')
