@@ -1,4 +1,4 @@
-"""Photographs of any kind as upright RGB, and those that cannot be read
+"""Any photograph as upright RGB, and the broken files found before training
 
 Docs: https://fgir.github.io/fgir/data.images.html.md"""
 
@@ -23,18 +23,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .readers import FORMATS
 from .table import BOX, image_path
 
-# %% ../../nbs/13_data.images.ipynb #76ade627
-class BadImage(ValueError):
-    "An image file that cannot be decoded, or whose box lies outside of it; the message starts with the file."
-
+# %% ../../nbs/13_data.images.ipynb #96ecc768
 def _to_8_bit(img: Image.Image) -> Image.Image:
-    "Turn whole numbers of 16 or 32 bits into 8; raises ValueError if the largest one does not tell their range."
+    "Turn whole numbers of 16 or 32 bits into 8; ValueError if their range is unclear."
     values = np.asarray(img)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ValueError(f'an image of numbers from {low} to {high} has no fixed range')
-    return Image.fromarray((values if high < 256 else (values/257).round()).astype(np.uint8))
+    if high > 255: values = (values/257).round()
+    return Image.fromarray(values.astype(np.uint8))
 
+# %% ../../nbs/13_data.images.ipynb #2cd2e19b
 def _to_rgb(img: Image.Image) -> Image.Image:
     "Turn any kind of image into 8-bit RGB."
     if img.mode == 'F':
@@ -46,39 +45,53 @@ def _to_rgb(img: Image.Image) -> Image.Image:
         img = Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img)
     return img.convert('RGB')
 
+# %% ../../nbs/13_data.images.ipynb #45122790
+class BadImage(ValueError):
+    "An image that cannot be decoded, or whose box lies outside of it."
+
+def _reason(error: Exception) -> str:
+    "What went wrong, in one line."
+    if isinstance(error, UnidentifiedImageError):
+        return 'not an image that can be identified'
+    return ' '.join(str(error).split()) or type(error).__name__
+
 # %% ../../nbs/13_data.images.ipynb #93957ebf
 @contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
-    "Open an image, its pixels not read yet; raises BadImage, or OSError if the file cannot be opened."
+    """Open an image, its pixels not read yet.
+
+    Raises BadImage, or OSError if the file cannot be opened."""
     path = Path(path)
     if not path.is_file() and path.exists() and not path.is_dir():
         raise BadImage(f'{path}: a pipe, socket or device is no image')
     with open(path, 'rb') as f:
-        try:
-            yield Image.open(f, formats=FORMATS)
-        except Exception as e:
-            why = ' '.join(str(e).split()) or type(e).__name__
-            if isinstance(e, UnidentifiedImageError): why = 'not an image that can be identified'
-            raise BadImage(f'{path}: {why}') from e
+        try: yield Image.open(f, formats=FORMATS)
+        except Exception as e: raise BadImage(f'{path}: {_reason(e)}') from e
 
-# %% ../../nbs/13_data.images.ipynb #2a8921b5
+# %% ../../nbs/13_data.images.ipynb #6a7bd684
 def _crop(img: Image.Image, box: Sequence[float]) -> Image.Image:
-    "Crop to the part of a box that lies in the image; raises ValueError if there is none."
+    "Crop to the part of a box that lies in the image; ValueError if there is none."
     x1, y1, x2, y2 = (round(b) for b in box)
     x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, img.width), min(y2, img.height)
     if x1 >= x2 or y1 >= y2:
-        raise ValueError(f'box {" ".join(f"{b:g}" for b in box)} lies outside of the image, {img.width} x {img.height}')
+        numbers = ' '.join(f'{b:g}' for b in box)
+        size = f'{img.width} x {img.height}'
+        raise ValueError(f'box {numbers} lies outside of the image, {size}')
     return img.crop((x1, y1, x2, y2))
 
+# %% ../../nbs/13_data.images.ipynb #e3e47efd
 def load_image(
     path: str | Path,
-    box: Sequence[float] | None = None,  # crop to x1 y1 x2 y2, in pixels of the upright image
+    box: Sequence[float] | None = None,  # crop to x1 y1 x2 y2, of the upright image
 ) -> Image.Image:
-    "Read an image as upright 8-bit RGB; raises BadImage, or OSError if the file cannot be opened."
+    """Read an image as upright 8-bit RGB.
+
+    Raises BadImage, or OSError if the file cannot be opened."""
     with open_image(path) as img:
         img.load()
         ImageOps.exif_transpose(img, in_place=True)
-        return _to_rgb(img) if box is None else _crop(_to_rgb(img), box)
+        rgb = _to_rgb(img)
+        return rgb if box is None else _crop(rgb, box)
 
 # %% ../../nbs/13_data.images.ipynb #901c0ab0
 def load_row(
@@ -86,10 +99,11 @@ def load_row(
     i: int,  # row, counted from 0
     crop: bool = False,  # crop to the row's box
 ) -> Image.Image:
-    "Load the image of row `i` as RGB; raises ValueError if `crop` is asked for and the table has no boxes."
+    "Load the image of row `i` as RGB; ValueError if `crop` is asked for without boxes."
     if crop and 'x1' not in table:
         raise ValueError(f"crop: the table of {table.attrs['root']} has no boxes")
-    return load_image(image_path(table, i), [table[c].iat[i] for c in BOX] if crop else None)
+    box = [table[c].iat[i] for c in BOX] if crop else None
+    return load_image(image_path(table, i), box)
 
 # %% ../../nbs/13_data.images.ipynb #e901ce3e
 def show_images(
@@ -101,46 +115,49 @@ def show_images(
     titles: Sequence[str] | None = None,  # default the class names
 ) -> None:
     "Show images side by side under their class names."
-    titles = [table['name'].iat[i] for i in rows] if titles is None else titles
     from fastai.torch_core import show_images as fastai_show_images
 
-    fastai_show_images([load_row(table, i, crop) for i in rows], nrows=nrows, titles=titles, imsize=imsize)
+    if titles is None: titles = [table['name'].iat[i] for i in rows]
+    images = [load_row(table, i, crop) for i in rows]
+    fastai_show_images(images, nrows=nrows, titles=titles, imsize=imsize)
 
 # %% ../../nbs/13_data.images.ipynb #bb46cfde
 @dataclass
 class BadImages:
-    "What `check_images` found: `frame` has the `row`, `path` and `error` of each bad image; true if there is any."
+    "Report of `check_images`: `frame` has `row`, `path`, `error` of each bad image."
     frame: pd.DataFrame
     n_checked: int
 
-    def __len__(self) -> int:
-        return len(self.frame)
+    def __len__(self) -> int: return len(self.frame)
 
     def __repr__(self) -> str:
+        head = f'{len(self)} of {self.n_checked} images cannot be read'
         lines = [f'row {r.row}, {r.path}: {r.error}' for r in self.frame.itertuples()]
-        return '\n'.join([f'{len(self)} of {self.n_checked} images cannot be read', *lines])
+        return '\n'.join([head, *lines])
+
+# %% ../../nbs/13_data.images.ipynb #dc109568
+def _error_of(table: pd.DataFrame, i: int, crop: bool) -> str | None:
+    "Why row `i` cannot be read, or None if it can."
+    try: load_row(table, i, crop)
+    except (BadImage, OSError) as e:
+        return str(e).removeprefix(f'{image_path(table, i)}: ')
 
 # %% ../../nbs/13_data.images.ipynb #dde73e17
 def check_images(
     table: pd.DataFrame,
-    n_workers: int | None = None,  # threads; default one for each core
+    n_workers: int | None = None,  # threads; default one a core
     progress: bool = True,  # show a bar
     crop: bool = False,  # check that the boxes lie in the images too
 ) -> BadImages:
     "Decode every image fully, in parallel, and report those that cannot be read."
-    def error(i):
-        try:
-            load_row(table, i, crop)
-        except (BadImage, OSError) as e:
-            return str(e).removeprefix(f'{image_path(table, i)}: ')
-
     n = len(table)
     with ThreadPoolExecutor(n_workers or os.cpu_count()) as pool:
-        errors = pool.map(error, range(n))
-        errors = list(progress_bar(errors, total=n, leave=False) if progress else errors)
+        errors = pool.map(lambda i: _error_of(table, i, crop), range(n))
+        if progress: errors = progress_bar(errors, total=n, leave=False)
+        errors = list(errors)
     rows = [i for i in range(n) if errors[i] is not None]
-    paths = table['path'].iloc[rows].to_list()
-    return BadImages(pd.DataFrame({'row': rows, 'path': paths, 'error': [errors[i] for i in rows]}), n)
+    paths, why = table['path'].iloc[rows].to_list(), [errors[i] for i in rows]
+    return BadImages(pd.DataFrame({'row': rows, 'path': paths, 'error': why}), n)
 
 # %% ../../nbs/13_data.images.ipynb #fd0813e6
 def drop_bad(table: pd.DataFrame, bad: BadImages) -> pd.DataFrame:

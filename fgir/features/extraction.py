@@ -40,9 +40,8 @@ from fgir.data.batches import (
     TableImages,
     table_dl,
 )
-from ..data.files import OpenFile, alone_with, in_use, lock_of, say, write_atomic
+from ..data.files import OpenFile, alone_with, check_choice, in_use, lock_of, say, write_atomic
 from ..data.images import BadImage, open_image
-from ..data.files import check_choice
 from ..data.table import BOX, image_path
 from ..data.transforms import TRANSFORMS
 from .store import ABOUT, Features, create_file, pack_column

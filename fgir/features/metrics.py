@@ -345,11 +345,11 @@ def _interval(
     sums: np.ndarray, sizes: np.ndarray, level: float = .95, difference: bool = False,
 ) -> np.ndarray:
     "Ends (2, …) for the mean of classes (…, C); NaN where there are too few."
+    from scipy.stats import t as student_t
+
     if sums.shape[-1] < _FEWEST: return np.full((2, *sums.shape[:-1]), np.nan)
     mean, moves = _moves(sums, sizes)
     error, df = _error(moves)
-    from scipy.stats import t as student_t
-
     classes, t = sizes.sum(-1)**2 / (sizes**2).sum(-1), student_t.ppf(.5 + level/2, df)
     if difference: ends = np.stack([mean - t*error**.5, mean + t*error**.5])
     else: ends = _wilson(mean, error, t, classes)
@@ -380,6 +380,8 @@ def cluster_agreement(
     rounds: int = 20,  # of k-means
 ) -> dict[str, float]:
     "NMI and AMI of a k-means clustering into as many clusters as there are classes."
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
     x = compared(x).query
     unit = torch.nn.functional.normalize(x.double()).float().cpu().numpy()
     classes = numbered(labels, len(x), None, None)[0].numpy()
@@ -388,7 +390,5 @@ def cluster_agreement(
         min_points_per_centroid=1, max_points_per_centroid=len(unit))
     kmeans.train(unit)
     clusters = kmeans.index.search(unit, 1)[1][:, 0]
-    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
-
     return dict(NMI=float(normalized_mutual_info_score(classes, clusters)),
                 AMI=float(adjusted_mutual_info_score(classes, clusters)))

@@ -32,7 +32,7 @@ from ..data.images import load_image, load_row
 from ..data.transforms import get_transforms
 from ..features.extraction import evaluating, extract, say_crop, trained_crop
 from ..training.learner import RetrievalLearner
-from ..training.recipes import schedule_factor
+from ..training.settings import schedule_factor
 from ..training.runs import learner_from_recipe
 
 # %% ../../nbs/64_papers.fgic.ipynb #6629062a
