@@ -1,4 +1,4 @@
-"""Describe an image by the gradients of its last convolutions: exact, for whole batches, on any backbone
+"""Describe an image by the gradients of a network's last convolutions: exact, for whole batches, on any backbone
 
 Docs: https://fgir.github.io/fgir/papers.cfga.html.md"""
 
