@@ -113,7 +113,10 @@ def test_the_file_comes_with_an_installed_package(tmp_path):
     subprocess.run(build, cwd=source, check=True, capture_output=True)
     wheel, = tmp_path.glob('*.whl')
     with ZipFile(wheel) as file: file.extractall(tmp_path/'installed')
-    code = "import fgir.evaluation.published as p; print(p.__file__, len(p.published_numbers()))"
+    code = """import fgir.evaluation.published as p
+from fgir.evaluation.comparison import page
+assert '.tiles' in page('x')
+print(p.__file__, len(p.published_numbers()))"""
     env = {**os.environ, 'PYTHONPATH': str(tmp_path/'installed')}
     said = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True).stdout
     where, n = said.split()
