@@ -26,8 +26,8 @@ from fgir.backbones.classic import BNInception, BVLCGoogLeNet, ResponseNorm
 from fgir.backbones.nets import POOLS, Pooled, RetrievalNet, count_operations, count_parameters, create_pool
 from fgir.backbones.registry import BACKBONES, as_backbone, create_backbone, load_weights, read_weights
 from fgir.backbones.saving import load_model, name_today, read_record, read_tensors, save_model
-from fgir.data.batches import IMAGENET_MEAN, IMAGENET_STD
 from fgir.data.files import shared_dir
+from fgir.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fgir.papers.cgd import CGDNet
 
 WEIGHTS = shared_dir() and shared_dir()/'data'/'weights'

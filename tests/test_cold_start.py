@@ -14,11 +14,11 @@ HEAVY = ['fastai', 'sklearn', 'scipy', 'timm', 'torchvision.models', 'matplotlib
 def loaded(*words) -> tuple[list[str], str]:
     """Which of `HEAVY` and torch a command leaves in a fresh process, and what it printed."""
     code = ('import sys; from fgir.app.cli import main; status = main(sys.argv[1:]); '
-            f'print(*(m for m in {["torch", *HEAVY]!r} if m in sys.modules), sep=","); sys.exit(status)')
+            f'print("loaded", *(m for m in {["torch", *HEAVY]!r} if m in sys.modules)); sys.exit(status)')
     p = subprocess.run([sys.executable, '-c', code, *map(str, words)], capture_output=True, text=True)
     assert p.returncode == 0, p.stderr
-    said, _, modules = p.stdout.rstrip('\n').rpartition('\n')
-    return modules.split(',') if modules else [], said
+    said, _, modules = p.stdout.rpartition('loaded')
+    return modules.split(), said
 
 
 def test_help_loads_no_torch():

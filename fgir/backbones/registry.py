@@ -27,13 +27,14 @@ from torch.nn import functional as F
 
 from .classic import BNInception, BVLCGoogLeNet
 from ..data.files import load_pth
+from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
 
     from torchvision.models import WeightsEnum
 
 # %% ../../nbs/20_backbones.registry.ipynb #9b68219a
-_IMAGENET = {'mean': (.485, .456, .406), 'std': (.229, .224, .225)}
+_IMAGENET = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD}
 _OWN = {**_IMAGENET, 'run': 'features', 'weights': None}
 _TORCHVISION = {**_OWN, 'weights': 'IMAGENET1K_V1'}
 _RESNET = {**_TORCHVISION, 'stride': 32, 'head': ('avgpool', 'fc'), 'run': 'in_a_row'}

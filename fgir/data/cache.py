@@ -19,12 +19,11 @@ import pandas as pd
 from fastcore.basics import num_cpus, patch
 from fastprogress.fastprogress import progress_bar
 from PIL import Image
-from torchvision.transforms import v2
 
 from .files import alone_with, write_atomic
 from .images import load_row
 from .table import BOX, image_path
-from .transforms import Shrink
+from .transforms import Resize, Shrink
 
 # %% ../../nbs/16_data.cache.ipynb #0da6d168
 def _end(entry: dict) -> int:
@@ -121,7 +120,7 @@ def _fill(
                     pool.map(pixels_of, part))
 
 # %% ../../nbs/16_data.cache.ipynb #1db7206e
-def resize_name(resize: v2.Transform) -> str:
+def resize_name(resize: Callable) -> str:
     "Name a resize: '252x252', 'short256' or, for what `Shrink` does, 'shrink256'."
     if isinstance(resize, Shrink): return f'shrink{resize.size}'
     sides = resize.size
@@ -145,14 +144,14 @@ def _started(folder: Path, about: dict) -> ImageCache:
 # %% ../../nbs/16_data.cache.ipynb #8b8c6eb4
 def resize_cache(
     table: pd.DataFrame,
-    size: int | tuple[int, int] | v2.Transform,  # short side at most, (h, w), a resize
+    size: int | tuple[int, int] | Callable,  # short side at most, (h, w), a resize
     out: str | Path,  # folder of the cache; one that is there is brought up to date
     crop: bool = False,  # crop to the boxes
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:
     "Decode and resize every image once; return the table with `attrs['cache']`."
-    if isinstance(size, v2.Transform): resize = size
-    else: resize = Shrink(size) if isinstance(size, int) else v2.Resize(size)
+    if callable(size): resize = size
+    else: resize = Shrink(size) if isinstance(size, int) else Resize(size)
     out = Path(out).expanduser().absolute()
     about = {'version': 1, 'resize': resize_name(resize), 'crop': crop}
     out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ Docs: https://fgir.github.io/fgir/features.extraction.html.md"""
 # %% auto #0
 __all__ = ['ColorHistogram', 'evaluating', 'normalization_of', 'device_of', 'as_descriptor', 'batch_size', 'by_size',
            'batches_of', 'trained_crop', 'crop_for', 'CropWarning', 'say_crop', 'photographs_of', 'record_of',
-           'work_of', 'write_rows', 'refuse_twice', 'NoneReadable', 'precision_of', 'extract']
+           'work_of', 'write_rows', 'refuse_twice', 'NoneReadable', 'precision_of', 'extract', 'describe_photo']
 
 # %% ../../nbs/43_features.extraction.ipynb #23d51f19
 import hashlib
@@ -22,6 +22,7 @@ from functools import partial
 from glob import escape
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -33,18 +34,27 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .. import __version__
-from fgir.data.batches import (
+from fgir.data.files import (
+    OpenFile,
+    alone_with,
+    check_choice,
+    in_use,
+    lock_of,
+    say,
+    write_atomic,
+)
+from ..data.images import BadImage, load_row, open_image
+from ..data.table import BOX, image_path
+from fgir.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    RetrievalDL,
-    TableImages,
-    table_dl,
+    TRANSFORMS,
+    transform_to_test,
 )
-from ..data.files import OpenFile, alone_with, check_choice, in_use, lock_of, say, write_atomic
-from ..data.images import BadImage, open_image
-from ..data.table import BOX, image_path
-from ..data.transforms import TRANSFORMS
 from .store import ABOUT, Features, create_file, pack_column
+
+if TYPE_CHECKING:
+    from fgir.data.batches import RetrievalDL, TableImages
 
 # %% ../../nbs/43_features.extraction.ipynb #ff7ee613
 class ColorHistogram(nn.Module):
@@ -135,7 +145,7 @@ def batch_size(
 # %% ../../nbs/43_features.extraction.ipynb #0ad07a7b
 _ORIENTATION = 0x0112  # the EXIF tag; from 5 on the image is stored on its side
 
-def _upright_size(dataset: TableImages, i: int) -> tuple[int, int]:
+def _upright_size(dataset: 'TableImages', i: int) -> tuple[int, int]:
     "Width and height of a row's image as the transform gets it; (0, 0) if unreadable."
     if dataset.cache:
         h, w = dataset.cache.entries[dataset.paths[i]]["shape"]
@@ -150,12 +160,12 @@ def _upright_size(dataset: TableImages, i: int) -> tuple[int, int]:
     return min(x2, w) - max(x1, 0), min(y2, h) - max(y1, 0)
 
 # %% ../../nbs/43_features.extraction.ipynb #6df3fde0
-def _size_after(dataset: TableImages, size: tuple[int, int]) -> tuple:
+def _size_after(dataset: 'TableImages', size: tuple[int, int]) -> tuple:
     "Shape that an image of some width and height leaves the transform with."
     return dataset.tfm(Image.new("RGB", size)).shape
 
 def by_size(
-    dataset: TableImages,
+    dataset: 'TableImages',
     bs: int,  # images in a full batch
 ) -> list[list[int]]:  # rows of each batch
     "Group the rows into batches of images that leave the transform at one size."
@@ -168,7 +178,7 @@ def by_size(
     return [rows[k:k + bs] for rows in groups.values() for k in range(0, len(rows), bs)]
 
 # %% ../../nbs/43_features.extraction.ipynb #c62cd0fd
-def batches_of(dataset: TableImages, bs: int) -> list[Sequence[int]]:
+def batches_of(dataset: 'TableImages', bs: int) -> list[Sequence[int]]:
     "Rows of each batch: in order if all images come out at one size, else `by_size`."
     if bs > 1 and _size_after(dataset, (640, 480)) != _size_after(dataset, (300, 700)):
         return by_size(dataset, bs)
@@ -177,7 +187,7 @@ def batches_of(dataset: TableImages, bs: int) -> list[Sequence[int]]:
 # %% ../../nbs/43_features.extraction.ipynb #83dced42
 class _Tried:
     "The images of a dataset, or the error of one that cannot be read."
-    def __init__(self, dataset: TableImages): self.dataset = dataset
+    def __init__(self, dataset: 'TableImages'): self.dataset = dataset
 
     def __getitem__(self, i: int) -> Tensor | Exception:
         try: return self.dataset[i][0]
@@ -191,7 +201,7 @@ def _stack(items: list) -> tuple[Tensor | None, dict[int, Exception]]:
 
 # %% ../../nbs/43_features.extraction.ipynb #3c832a43
 def _loaded(
-    dl: RetrievalDL, batches: list[Sequence[int]], device: torch.device, skip_bad: bool,
+    dl: 'RetrievalDL', batches: list[Sequence[int]], device: torch.device, skip_bad: bool,
 ) -> Iterator[tuple]:
     "Of each batch the rows, the images, and the errors of rows that were skipped."
     loader = DataLoader(_Tried(dl.dataset), batch_sampler=batches, collate_fn=_stack,
@@ -210,7 +220,7 @@ def trained_crop(descriptor: Callable) -> bool | None:
 
 def crop_for(
     descriptor: Callable,
-    data: pd.DataFrame | RetrievalDL,  # a loader has decided
+    data: 'pd.DataFrame | RetrievalDL',  # a loader has decided
     crop: bool | None = None,  # what was asked for
 ) -> bool:
     "Whether to cut to the boxes: as asked, else as in training if there are boxes."
@@ -454,8 +464,10 @@ def finish(self: _Store) -> Features:
     return made
 
 # %% ../../nbs/43_features.extraction.ipynb #b25856cd
-def _loader_record(dl: RetrievalDL) -> dict:
+def _loader_record(dl: 'RetrievalDL') -> dict:
     "The transform and crop of a loader; ValueError unless it goes in order."
+    from fgir.data.batches import RetrievalDL
+
     if not isinstance(dl, RetrievalDL):
         raise ValueError(f"data: a table or a loader of one, not {type(dl).__name__}")
     if dl.shuffle:
@@ -467,8 +479,10 @@ def _loader_record(dl: RetrievalDL) -> dict:
 
 def _loader_of(
     data, size, tfms, bs, crop, device, norm, **kwargs,
-) -> tuple[RetrievalDL, dict]:
+) -> tuple['RetrievalDL', dict]:
     "A loader of the data, and how it makes images."
+    from fgir.data.batches import table_dl
+
     if not isinstance(data, pd.DataFrame): return data, _loader_record(data)
     dl = table_dl(data, size, bs, tfms, crop, **norm, device=device, **kwargs)
     return dl, dict(tfms=tfms, size=size or TRANSFORMS[tfms]["size"], crop=crop, **norm)
@@ -480,7 +494,7 @@ def precision_of(device: torch.device) -> str | None:
     return str(torch.get_autocast_dtype(device.type))
 
 def _describe(
-    descriptor: Callable, dl: RetrievalDL, store: _Store, rows: np.ndarray,
+    descriptor: Callable, dl: 'RetrievalDL', store: _Store, rows: np.ndarray,
     device: torch.device, progress: bool, skip_bad: bool,
 ):
     "Describe what a loader of some rows of the store's table gives."
@@ -499,7 +513,7 @@ def _describe(
 # %% ../../nbs/43_features.extraction.ipynb #2c04858a
 def extract(
     descriptor: Callable[[Tensor], Tensor | Mapping[str, Tensor]],  # network, function
-    data: pd.DataFrame | RetrievalDL,  # a table, or a loader of a table in order
+    data: 'pd.DataFrame | RetrievalDL',  # a table, or a loader of it in order
     size: int | None = None,  # pixels, as in `get_transforms`
     tfms: str = "cgd",  # one of `TRANSFORMS`, of which the test half is taken
     bs: int | None = None,  # images a batch; default see `batch_size`
@@ -538,4 +552,25 @@ def extract(
         if 0 < len(rows) < len(store.done):
             dl, _ = loader(dl.table.iloc[rows].reset_index(drop=True))
         if len(rows): _describe(descriptor, dl, store, rows, device, progress, skip_bad)
+        return store.finish()
+
+# %% ../../nbs/43_features.extraction.ipynb #5a1f0c31
+def describe_photo(
+    descriptor: Callable,
+    table: pd.DataFrame,  # of one photograph, with its box
+    size: int | None = None,  # pixels, as in `get_transforms`
+    tfms: str = "cgd",  # one of `TRANSFORMS`, of which the test half is taken
+) -> Features:
+    "Describe one photograph as `extract` does, without what loads many: no fastai."
+    descriptor = as_descriptor(descriptor)
+    device, norm = device_of(descriptor), normalization_of(descriptor)
+    made = dict(tfms=tfms, size=size or TRANSFORMS[tfms]["size"], crop=True, **norm,
+                autocast=precision_of(device), dtype="float32", note="")
+    x = transform_to_test(tfms, size)(load_row(table, 0, crop=True))
+    mean, std = (torch.tensor(norm[k], device=device)[:, None, None] for k in norm)
+    x = (x.to(device).float().div_(255) - mean) / std
+    with evaluating(descriptor), torch.no_grad(): named = _named(descriptor(x[None]), 1)
+    store = _Store(table, record_of(descriptor, table, **made), "float32")
+    with store.working(False):
+        store.fill(np.array([0]), named)
         return store.finish()

@@ -148,7 +148,7 @@ def as_described(
     self: Index,
     tfms: str | None = None,  # default the record's
     size: int | None = None,  # default the record's
-) -> dict:  # for `extract`
+) -> dict:  # for `describe_photo`
     "How to read one photograph for this gallery; ValueError for an unnamed transform."
     from fgir.data.transforms import TRANSFORMS
 
@@ -156,7 +156,7 @@ def as_described(
     if tfms not in TRANSFORMS:
         raise ValueError(f'tfms: the gallery was made with {tfms!r}; '
                          f'give one of {", ".join(TRANSFORMS)}')
-    return dict(tfms=tfms, size=size, num_workers=0, progress=False)
+    return dict(tfms=tfms, size=size)
 
 # %% ../../nbs/80_gallery.index.ipynb #63cce5e2
 def _vectors_for(index: Index, photo: Features) -> np.ndarray:
@@ -179,14 +179,14 @@ def _refuse_other_model(index: Index, record: dict):
 # %% ../../nbs/80_gallery.index.ipynb #f559eed7
 def _refuse_other_weights(index: Index, descriptor: Callable, **how):
     "ValueError if a descriptor does not give the vector of the first image."
-    from fgir.features.extraction import extract
+    from fgir.features.extraction import describe_photo
 
     if not len(index): return
     table, vector = index.store.sample()
     file = image_path(table, 0)
     if not file.is_file(): return
     box = table[BOX].iloc[0] if index.record.get('crop') else None
-    photo = extract(descriptor, photo_table(file, box), crop=True, **how)
+    photo = describe_photo(descriptor, photo_table(file, box), **how)
     again = _vectors_for(index, photo)
     cosine = float(unit_rows(again)[0] @ unit_rows(vector)[0])
     if cosine < .99:
@@ -242,11 +242,11 @@ def search_image(
     leave_out_self: bool = True,  # an image of the gallery does not find itself
 ) -> pd.DataFrame:  # as `search`; `attrs['left_out']` are the paths left out
     "Describe a photograph as the gallery was described, and search with it."
-    from fgir.features.extraction import extract, say_crop
+    from fgir.features.extraction import describe_photo, say_crop
 
     how = self.as_described(tfms, size)
     say_crop(self.record.get('crop'), box is not None, path, 'the gallery was made of')
-    photo = extract(descriptor, photo_table(path, box), crop=True, **how)
+    photo = describe_photo(descriptor, photo_table(path, box), **how)
     _refuse_other_model(self, photo.record)
     _refuse_other_weights(self, descriptor, **how)
     own = self.same_file(path) if leave_out_self else []

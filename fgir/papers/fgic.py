@@ -32,8 +32,8 @@ from ..data.images import load_image, load_row
 from ..data.transforms import get_transforms
 from ..features.extraction import evaluating, extract, say_crop, trained_crop
 from ..training.learner import RetrievalLearner
-from ..training.settings import schedule_factor
 from ..training.runs import learner_from_recipe
+from ..training.settings import schedule_factor
 
 # %% ../../nbs/64_papers.fgic.ipynb #6629062a
 def check_classes(table: pd.DataFrame):

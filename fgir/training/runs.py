@@ -398,7 +398,9 @@ def describe_test(
     test = table[table['split'].isin(['test', 'query', 'gallery'])]
     test = test.reset_index(drop=True)
     how = {k: learn.recipe[k] for k in ('size', 'tfms', 'crop')}
-    facts = how_trained(learn.facts) if learn.history else {}
+    facts = dict(how_trained(learn.facts)) if learn.history else {}
+    model = Path(learn.path)/f'{learn.prefix}_model.safetensors'
+    if model.is_file(): facts['source'] = dict(model=str(model.absolute()))
     return extract(learn.model, test, num_workers=learn.dls.train.fake_l.num_workers,
                    progress=progress, facts=facts, **how, **kwargs)
 
