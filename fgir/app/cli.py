@@ -68,8 +68,8 @@ def one_line(error: Exception) -> str:
     "Say what went wrong in one line."
     text = re.sub(r'\b(force|resume|replace)=True', r'--\1', _text_of(error))
     text = ' '.join(text.split())
-    if not text:
-        text = 'out of memory' if isinstance(error, MemoryError) else type(error).__name__
+    is_full = isinstance(error, MemoryError)
+    text = text or ('out of memory' if is_full else type(error).__name__)
     call = getattr(error, 'ctx', None)
     return f'{text} (see {call.command_path} --help)' if call else text
 
@@ -133,7 +133,8 @@ def option(
     **kwargs,  # to `typer.Option`: metavar, min
 ):
     "Declare an option of a command."
-    return Annotated[kind, typer.Option(*names, help=help, show_default=default, **kwargs)]
+    declared = typer.Option(*names, help=help, show_default=default, **kwargs)
+    return Annotated[kind, declared]
 
 # %% ../../nbs/90_app.cli.ipynb #4179dcc9
 def argument(kind, name: str, help: str):
@@ -160,7 +161,7 @@ def refuse_options(call: typer.Context, names: Iterable[str], why: str):
 
 # %% ../../nbs/90_app.cli.ipynb #20f08a9a
 def check_writable(folder: Path):
-    "Raise OSError for a folder that cannot be made or written in; makes none."
+    "Raise OSError unless files can be written in a folder; leave nothing there."
     new = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

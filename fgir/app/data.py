@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # %% ../../nbs/92_app.data.ipynb #dee5e43d
 Root = argument(Path, 'ROOT', 'Folder of the data set, or a file of `fgir prepare`.')
 Data = option(
-    str, 'Layout of ROOT: cub, cars, sop, inshop, aircraft, folder (one folder a class), '
-    'cfga, cgd or table; auto tells by the files.', metavar='NAME')
+    str, 'Layout of ROOT: cub, cars, sop, inshop, aircraft, folder (one folder a '
+    'class), cfga, cgd or table; auto tells by the files.', metavar='NAME')
 Split = option(
     str | None, 'zero-shot (first half of the classes trains) or official.',
     metavar='NAME', default='zero-shot where ROOT leaves a choice')

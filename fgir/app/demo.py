@@ -34,10 +34,10 @@ DEMO = dict(
     fit=dict(wd=1e-2, pct_start=.25),
     margins={'untrained network': 30, 'color histogram': 20},
     ks=(1, 2, 4, 8),
-    note='Fish drawn by fgir: classes share one body plan and differ in small parts, while '
-         'colors, water, light and pose say nothing about the class. The networks were not '
-         'trained on the test classes, and the epoch was picked on training classes that '
-         'were held out.')
+    note='Fish drawn by fgir: classes share one body plan and differ in small parts, '
+         'while colors, water, light and pose say nothing about the class. The '
+         'networks were not trained on the test classes, and the epoch was picked on '
+         'training classes that were held out.')
 
 # %% ../../nbs/96_app.demo.ipynb #ad7d7dd9
 def _demo_learner(table: 'pd.DataFrame', out: Path, seed: int = 0):
@@ -83,7 +83,8 @@ def _run(
 
     learn, test = _demo_learner(table, out, seed), pick_rows(table, 'test')
     def describe(descriptor, **facts):
-        return extract(descriptor, test, progress=watched(), facts=facts, **cut_as(learn.recipe))
+        return extract(descriptor, test, progress=watched(), facts=facts,
+                       **cut_as(learn.recipe))
 
     colors = describe(ColorHistogram())
     before = describe(learn.model, selection='none: random weights')
@@ -102,8 +103,8 @@ def _print_leads(results: 'pd.DataFrame') -> bool:
     for name, least in DEMO['margins'].items():
         lead = recall['trained network'] - recall[name]
         reached.append(bool(lead >= least))
-        print(f'R@1 of trained network above {name}: {lead:+.1f} points, at least {least} '
-              f"asked: {'reached' if reached[-1] else 'MISSED'}")
+        print(f'R@1 of trained network above {name}: {lead:+.1f} points, '
+              f"at least {least} asked: {'reached' if reached[-1] else 'MISSED'}")
     return all(reached)
 
 # %% ../../nbs/96_app.demo.ipynb #2ad52212
@@ -119,7 +120,8 @@ def _draw_searches(features: 'Features', file: Path):
     rows = list(range(0, len(features), len(features)//6))[:6]
     scores, found = neighbours(features['embedding'], k=8)
     with write_atomic(file) as tmp:
-        show_neighbours(features.table, rows, found[rows], scores=scores[rows]).savefig(tmp)
+        shown = show_neighbours(features.table, rows, found[rows], scores=scores[rows])
+        shown.savefig(tmp)
 
 # %% ../../nbs/96_app.demo.ipynb #63b31719
 def _save(files: dict[str, Path], described: dict, learn, results, command: str):
@@ -131,10 +133,11 @@ def _save(files: dict[str, Path], described: dict, learn, results, command: str)
     features = described['trained network']
     features.save(files['features'], force=True)
     _draw_searches(features, files['picture'])
-    names = learn.recorder.metric_names[1:-1]
-    history = pd.DataFrame(learn.recorder.values, columns=names).reset_index(names='epoch')
-    report(results, files['report'], 'fgir demo: drawn fish', described, history, command,
-           {'Six searches among the test images': files['picture']}, DEMO['note'], force=True)
+    values, names = learn.recorder.values, learn.recorder.metric_names[1:-1]
+    history = pd.DataFrame(values, columns=names).reset_index(names='epoch')
+    pictures = {'Six searches among the test images': files['picture']}
+    report(results, files['report'], 'fgir demo: drawn fish', described, history,
+           command, pictures, DEMO['note'], force=True)
 
 # %% ../../nbs/96_app.demo.ipynb #3fdb338c
 _Seed = option(int, 'Of everything random.', metavar='N', min=0)
@@ -149,13 +152,17 @@ def _demo(out: _Folder = Path('fgir-demo'), seed: _Seed = 0, force: Force = Fals
     from fgir.data.fish import synth_dataset
     from fgir.evaluation.comparison import evaluate
 
-    print('Drawing {n_classes} classes of fish, {n_per_class} pictures each'.format(**DEMO['data']))
-    table = synth_dataset(out/'fish', seed=seed, progress=watched(), force=force, **DEMO['data'])
+    data = DEMO['data']
+    print('Drawing {n_classes} classes of fish, '
+          '{n_per_class} pictures each'.format(**data))
+    table = synth_dataset(out/'fish', seed=seed, progress=watched(), force=force,
+                          **data)
     print('Describing the test classes, training on the others, describing again')
     described, learn = _run(table, out, seed)
     results = evaluate(described, DEMO['ks'])
     n = results['n_queries'][0]
-    print(f'Recall@K in percent on {n} pictures of classes that no network was trained on')
+    print(f'Recall@K in percent on {n} pictures '
+          'of classes that no network was trained on')
     print_recall(results)
     _save(files, described, learn, results, f'fgir demo --seed {seed}')
     reached = _print_leads(results)

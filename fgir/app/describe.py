@@ -21,8 +21,27 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from .cli import Device, Force, app, argument, option, refuse_existing, switch, watched
-from .data import Data, Level, Root, SkipBad, Split, Workers, default_rows, pick_rows, read_data
+from fgir.app.cli import (
+    Device,
+    Force,
+    app,
+    argument,
+    option,
+    refuse_existing,
+    switch,
+    watched,
+)
+from fgir.app.data import (
+    Data,
+    Level,
+    Root,
+    SkipBad,
+    Split,
+    Workers,
+    default_rows,
+    pick_rows,
+    read_data,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,9 +66,9 @@ Pool = option(
     str | None, 'Poolings of the map: S (mean), M (maximum), G (generalized mean), '
     'avg+max; several with commas.', metavar='LETTERS', default='S')
 Descriptor = option(
-    str | None, 'What to describe by: cfga (all that CFGA saves), or with commas: cfga+, '
-    'layers, names of layers, embedding, scda_norm_each, scda_norm_joint, '
-    'pool_norm_each, pool_norm_joint.', metavar='NAMES',
+    str | None, 'What to describe by: cfga (all that CFGA saves), or with commas: '
+    'cfga+, layers, names of layers, embedding, scda_norm_each, '
+    'scda_norm_joint, pool_norm_each, pool_norm_joint.', metavar='NAMES',
     default="a model's embedding, a backbone's pooled map")
 
 # %% ../../nbs/93_app.describe.ipynb #6574a911
@@ -59,11 +78,12 @@ def check_source(
     model: Path | None, backbone: str | None, weights: str | None, pool: str | None,
     descriptor: str | None,
 ):
-    "Raise ValueError unless a model or a backbone is named, and only what goes with it."
+    "Raise ValueError unless a model or a backbone is named, with its own options."
     if (model is None) == (backbone is None):
         raise ValueError('name one of --model FILE and --backbone NAME')
     if model and (weights or pool):
-        raise ValueError('--weights and --pool go with --backbone, a --model has its own')
+        raise ValueError(
+            '--weights and --pool go with --backbone, a --model has its own')
     if pool and descriptor:
         raise ValueError(
             '--pool and --descriptor are two ways to say what to describe by: give one')
@@ -109,7 +129,8 @@ def _load_network(
     from fgir.backbones.registry import create_backbone
     from fgir.backbones.saving import load_model
 
-    if model is None: return create_backbone(backbone, weights=weights), 'pretrained', {}
+    if model is None:
+        return create_backbone(backbone, weights=weights), 'pretrained', {}
     if model.suffix == '.safetensors':
         net = load_model(model)
         return net, 'margin', net.record
@@ -120,7 +141,8 @@ def _load_network(
     return net, kind, dict(tfms=PROGRAM_NETWORKS[kind]['tfms'])
 
 # %% ../../nbs/93_app.describe.ipynb #63290f22
-def _by_arrays(net: 'nn.Module', kind: str, record: dict, names: str, **settings) -> tuple:
+def _by_arrays(net: 'nn.Module', kind: str, record: dict, names: str,
+               **settings) -> tuple:
     from fgir.papers.cfga import PROGRAM_NETWORKS, program_descriptor
 
     arrays = None if names == 'cfga' else names.split(',')
@@ -142,19 +164,22 @@ def load_descriptor(
     from fgir.backbones.nets import Pooled
     from fgir.features.extraction import as_descriptor
 
-    device, (net, kind, record) = pick_device(device), _load_network(model, backbone, weights)
+    device = pick_device(device)
+    net, kind, record = _load_network(model, backbone, weights)
     if descriptor: net, record = _by_arrays(net, kind, record, descriptor, **settings)
     elif backbone: net = Pooled(net, (pool or 'S').split(','))
-    elif not hasattr(net, 'backbone'): net, _ = _by_arrays(net, kind, record, 'pool_norm_joint')
+    elif not hasattr(net, 'backbone'):
+        net, _ = _by_arrays(net, kind, record, 'pool_norm_joint')
     return as_descriptor(net).to(device).eval(), record
 
 # %% ../../nbs/93_app.describe.ipynb #ea57bb51
 CropAs = switch('--crop', 'Crop each image to its box.',
                 'as the model was trained, where there are boxes; a backbone: off')
-Size = option(int | None, 'Side of the network input, pixels.', min=1, metavar='PIXELS',
-              default="the model's, or the transform's")
+Size = option(int | None, 'Side of the network input, pixels.', min=1,
+              metavar='PIXELS', default="the model's, or the transform's")
 Transform = option(
-    str | None, 'Transform by name: cgd, proxy_anchor, cfga_dml, squash, …', metavar='NAME',
+    str | None, 'Transform by name: cgd, proxy_anchor, cfga_dml, squash, …',
+    metavar='NAME',
     default="the model's; that of CFGA with --descriptor; else cgd: squash")
 Batch = option(int | None, 'Images a batch.', min=1, metavar='N',
                default='64 on a GPU, about 2^18 pixels on a CPU')
@@ -167,7 +192,8 @@ def cut_as(
 ) -> dict:
     "How to cut images: what was given, else what the record says."
     default = dict(tfms='cgd', size=None)
-    return {k: given.get(k) or record.get(k, v) for k, v in default.items()} | dict(crop=crop)
+    cut = {k: given.get(k) or record.get(k, v) for k, v in default.items()}
+    return {**cut, 'crop': crop}
 
 # %% ../../nbs/93_app.describe.ipynb #1f85373d
 def origin(
@@ -193,10 +219,12 @@ _Output = option(Path, 'File to write (.safetensors).', metavar='FILE')
 _CFGAJson = option(Path | None, 'Also write the arrays as the JSON files of CFGA.',
                    '--cfga-json', metavar='FOLDER', default='none')
 _Rows = option(
-    str | None, 'Rows to describe: test (also query and gallery), train, valid, … or all.',
-    metavar='NAME', default='test; all for a folder of classes that is not split')
-_Share = option(str | None, 'Describe one share, counted from 0: 3/8 is the fourth of eight.',
-                metavar='I/N', default='by rank')
+    str | None, 'Rows to describe: test (also query and gallery), train, valid, … '
+    'or all.', metavar='NAME',
+    default='test; all for a folder of classes that is not split')
+_Share = option(
+    str | None, 'Describe one share, counted from 0: 3/8 is the fourth of eight.',
+    metavar='I/N', default='by rank')
 Processes = option(int, 'Work in so many processes, one a GPU, or on the CPU.', min=1,
                    metavar='N')
 
@@ -206,7 +234,8 @@ def say_skipped(features: 'Features', lines: int = 10):
     skipped = features.record.get('skipped', {})
     if not skipped: return
     print(f'left out {len(skipped)} images that cannot be read:', file=sys.stderr)
-    for path, error in list(skipped.items())[:lines]: print(f'{path}: {error}', file=sys.stderr)
+    for path, error in list(skipped.items())[:lines]:
+        print(f'{path}: {error}', file=sys.stderr)
     if len(skipped) > lines:
         print(f'… and {len(skipped) - lines} more, see the record', file=sys.stderr)
 
@@ -243,7 +272,8 @@ def _json_files(folder: Path | None, names: Iterable[str], force: bool):
 
     files = [folder/cfga_feature_file(name) for name in names] if folder else []
     if len(set(files)) < len(files):
-        raise ValueError('--cfga-json: embedding and pool_norm_joint have one file name')
+        raise ValueError(
+            '--cfga-json: embedding and pool_norm_joint have one file name')
     refuse_existing(files, force)
 
 # %% ../../nbs/93_app.describe.ipynb #79da9b60
@@ -330,8 +360,9 @@ def print_recall(results: 'pd.DataFrame'):  # from `evaluate`
     "Print model, descriptor and measures in percent, one row a line."
     from fgir.evaluation.comparison import caveats, is_measure
 
-    percent = results.set_index(['model', 'descriptor']).filter(filter(is_measure, results))
-    print((percent*100).reset_index().to_string(index=False, float_format='%.1f'))
+    shares = results.set_index(['model', 'descriptor'])
+    percent = shares.filter(filter(is_measure, results))*100
+    print(percent.reset_index().to_string(index=False, float_format='%.1f'))
     for said in caveats(results): print(said)
 
 # %% ../../nbs/93_app.describe.ipynb #0449b06f
@@ -357,12 +388,13 @@ def _print_rerank(features: dict[str, 'Features'], methods: list[str], ks: list[
 # %% ../../nbs/93_app.describe.ipynb #33d2ff58
 Ranks = option(str, 'The K of Recall@K, with commas.', metavar='K,K')
 _Measures = option(
-    str | None, 'More measures with commas: mAP@K, mAP@K/hits (as CFGA counts), P@K, each '
-    'with a number for K, MAP@R, R-precision, MRR.', metavar='NAMES', default='none')
+    str | None, 'More measures with commas: mAP@K, mAP@K/hits (as CFGA counts), P@K, '
+    'each with a number for K, MAP@R, R-precision, MRR.',
+    metavar='NAMES', default='none')
 _Report = option(Path | None, 'Write a page with tables, curves, searches.',
                  metavar='HTML', default='none')
-_Table = option(Path | None, 'Write the table, recall as fractions of 1.', metavar='CSV',
-                default='none')
+_Table = option(Path | None, 'Write the table, recall as fractions of 1.',
+                metavar='CSV', default='none')
 _Rerank = option(
     str | None, 'Methods to compare: aqe, dba, kr, diffusion, with commas.',
     metavar='NAMES', default='none')
@@ -382,8 +414,9 @@ def _write_results(results: 'pd.DataFrame', features: dict, csv, report, again, 
 # %% ../../nbs/93_app.describe.ipynb #649c9b3a
 @app.command('evaluate')
 def _evaluate(
-    files: argument(list[Path], 'FEATURES...', 'Files of `fgir extract` or `fgir train`; '
-                    'JSON files of CFGA, or a folder of them; data bases (.pth) of CGD or PP.'),
+    files: argument(
+        list[Path], 'FEATURES...', 'Files of `fgir extract` or `fgir train`; JSON '
+        'files of CFGA, or a folder of them; data bases (.pth) of CGD or PP.'),
     ks: Ranks = '1,2,4,8', measures: _Measures = None, report: _Report = None,
     csv: _Table = None, rerank: _Rerank = None, force: Force = False,
 ):
@@ -403,15 +436,16 @@ def _evaluate(
 
 # %% ../../nbs/93_app.describe.ipynb #cd8a703d
 Box = option(
-    tuple[float, float, float, float] | None, 'Crop the photograph to this box, pixels.',
-    metavar='X1 Y1 X2 Y2',
+    tuple[float, float, float, float] | None,
+    'Crop the photograph to this box, pixels.', metavar='X1 Y1 X2 Y2',
     default='its own for a photograph of a gallery of boxes, else the whole photograph')
 AsJson = switch('--json', 'Print JSON.', 'a table')
 _Classifier = option(
-    Path, 'A classifier: a file (.safetensors) of `fgir train fgic`, or max_acc.pth of FGIC.',
-    '--model', metavar='FILE')
+    Path, 'A classifier: a file (.safetensors) of `fgir train fgic`, '
+    'or max_acc.pth of FGIC.', '--model', metavar='FILE')
 _Classes = option(
-    Path | None, 'Folder with one folder a class, which name the classes of max_acc.pth.',
+    Path | None, 'Folder with one folder a class, '
+    'which name the classes of max_acc.pth.',
     metavar='FOLDER', default='they are numbered')
 
 # %% ../../nbs/93_app.describe.ipynb #2f536627

@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from .cli import STYLE, Device, Force, app, argument, option, refuse_existing, refuse_options, switch, watched
+from fgir.app.cli import (
+    STYLE,
+    Device,
+    Force,
+    app,
+    argument,
+    option,
+    refuse_existing,
+    refuse_options,
+    switch,
+    watched,
+)
 from .data import Data, Level, SkipBad, Split, Workers, pick_rows, read_data
 from fgir.app.describe import (
     SOURCE,
@@ -45,12 +56,13 @@ if TYPE_CHECKING:
     from fgir.gallery.index import Index
 
 # %% ../../nbs/91_app.gallery.ipynb #83051056
-index_app = typer.Typer(name='index', help='Build a gallery, change it, search it.', **STYLE)
+index_app = typer.Typer(name='index', help='Build a gallery, change it, search it.',
+                        **STYLE)
 app.add_typer(index_app)
 
 # %% ../../nbs/91_app.gallery.ipynb #4dddbe00
 def in_database(gallery: str) -> bool:
-    "Whether a gallery's name is that of a database; ValueError if it is no name of one."
+    "Whether a gallery's name is that of a database; ValueError for a bad name."
     if '://' in gallery or gallery.endswith('.db'): return True
     if gallery.endswith('.safetensors'): return False
     raise ValueError(f'{gallery}: expected a file .safetensors, a folder .db, '
@@ -75,7 +87,7 @@ def _changing(gallery: str) -> Iterator['Index']:
 
 # %% ../../nbs/91_app.gallery.ipynb #d92d9ba4
 def _refuse_taken(gallery: str, force: bool = False):
-    "Raise an error for a gallery that is there; a file may be overwritten with `force`."
+    "Raise an error for a gallery that is there; `force` overwrites a file."
     if not in_database(gallery): return refuse_existing([gallery], force)
     try: open_gallery(gallery)
     except FileNotFoundError: return
@@ -111,7 +123,7 @@ def _is_file(key: str, name: str) -> bool:
     return key == 'model' or '/' in name or Path(name).suffix in WEIGHT_FILES
 
 def _remembered(source: object, gallery: str = '') -> dict:
-    "A source that a gallery names; ValueError for one that is none, or has an address."
+    "The source that a gallery names; ValueError if it is damaged or has an address."
     of = gallery or 'the gallery'
     words = [source.get(k) for k in SOURCE] if isinstance(source, dict) else [0]
     if not all(word is None or isinstance(word, str) for word in words):
@@ -144,10 +156,10 @@ def make_descriptor(source: dict, device: str | None) -> tuple:
     return load_descriptor(**source | dict(model=model), device=device)
 
 # %% ../../nbs/91_app.gallery.ipynb #d184f5fc
-Gallery = argument(str, 'GALLERY', 'A file .safetensors, a folder .db of Milvus Lite, or '
-                   'the address of a Milvus server.')
-_Images = argument(Path, 'IMAGES', 'Folder of images (see `fgir extract`), or a file that '
-                   'it wrote.')
+Gallery = argument(str, 'GALLERY', 'A file .safetensors, a folder .db of Milvus Lite, '
+                   'or the address of a Milvus server.')
+_Images = argument(Path, 'IMAGES', 'Folder of images (see `fgir extract`), or a file '
+                   'that it wrote.')
 _AllRows = option(str, 'Rows to take: all, test, train, …', metavar='NAME')
 Array = option(str | None, 'Array to search in.', metavar='NAME',
                default='the only one, or embedding')
@@ -155,7 +167,7 @@ _DESCRIBING = (*SOURCE, 'data', 'split', 'level', 'crop', 'size', 'tfms', 'batch
                'workers', 'device', 'skip_bad')
 
 def _is_described(call: typer.Context, images: Path) -> bool:
-    "Whether images are a file of features; ValueError if it shall be described again."
+    "Whether images are a file of features; then options of describing raise ValueError."
     if images.suffix != '.safetensors': return False
     refuse_options(call, _DESCRIBING, f'{images} is described already')
     return True
@@ -199,7 +211,7 @@ def _say_other_work(own: Path):
 # %% ../../nbs/91_app.gallery.ipynb #0755cd9c
 @contextmanager
 def _keep_described(descriptor, table, gallery: str, cut: dict, **how):
-    "Describe images into a file beside a gallery, which is gone after the block."
+    "Describe images into a file beside a gallery, which is deleted after the block."
     from fgir.features.extraction import extract
     from fgir.features.store import Features
 
@@ -267,7 +279,8 @@ def make_gallery(features: 'Features', gallery: str, array: str | None, kind: st
     from fgir.gallery.index import Index
 
     name = pick_array(features, array)
-    if in_database(gallery): made = Index.connect(gallery, features, name, kind, **engine)
+    if in_database(gallery):
+        made = Index.connect(gallery, features, name, kind, **engine)
     else:
         made = Index.build(features, name, kind, **engine)
         made.save(gallery, force)

@@ -47,7 +47,7 @@ def in_processes(
     words: list[str],  # of the command line
     batch_size: int | None = None,  # of all of them together
 ) -> bool:  # False: this process is the one, or one of those, to do the work
-    "Run a command in `n` processes; RuntimeError if one of them fails, which said why."
+    "Run a command in `n` processes; RuntimeError after one that failed and said why."
     if batch_size and batch_size % n:
         raise ValueError(f'--batch-size: {batch_size} images cannot be shared by '
                          f'{n} processes')

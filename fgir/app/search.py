@@ -15,9 +15,34 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from .cli import Device, Force, Picture, argument, check_picture, option, refuse_options
-from .describe import AsJson, Backbone, Box, Descriptor, Model, Pool, Weights, check_source, read_described
-from .gallery import Array, index_app, make_descriptor, open_gallery, pick_array, source_of
+from fgir.app.cli import (
+    Device,
+    Force,
+    Picture,
+    argument,
+    check_picture,
+    option,
+    refuse_options,
+)
+from fgir.app.describe import (
+    AsJson,
+    Backbone,
+    Box,
+    Descriptor,
+    Model,
+    Pool,
+    Weights,
+    check_source,
+    read_described,
+)
+from fgir.app.gallery import (
+    Array,
+    index_app,
+    make_descriptor,
+    open_gallery,
+    pick_array,
+    source_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,10 +80,12 @@ def _row_of(features: 'Features', image: Path) -> int | None:
 
 def _box_of(row: 'pd.Series', record: dict) -> list[float] | None:
     "The box of a row of a table, if its images are described by their boxes."
-    return [float(row[c]) for c in ('x1', 'y1', 'x2', 'y2')] if record.get('crop') else None
+    if not record.get('crop'): return None
+    return [float(row[c]) for c in ('x1', 'y1', 'x2', 'y2')]
 
 # %% ../../nbs/98_app.search.ipynb #dd0a4d82
-def _by_vector(index: 'Index', vector, image: Path, k: int, leave_self: bool, only=None):
+def _by_vector(index: 'Index', vector, image: Path, k: int, leave_self: bool,
+               only=None):
     "Search with the vector of a described photograph, as `Index.search_image` does."
     from fgir.gallery.index import without_own
 
@@ -104,10 +131,11 @@ def _draw_answer(index: 'Index', image: Path, found, name, box, picture: Path):
 
 # %% ../../nbs/98_app.search.ipynb #8afeb74b
 def _save_pictures(known: 'Features | None', own, image: Path, out: Path, *how, force):
-    "Write the answer as the CGD and PP programs do; ValueError for an unknown photograph."
+    "Write the answer as CGD and PP do; ValueError for an unknown photograph."
     from fgir.features.retrieval import save_retrieval_pictures
 
-    if known is None: raise ValueError('--pictures: they are made of a file of features')
+    if known is None:
+        raise ValueError('--pictures: they are made of a file of features')
     if own is None:
         raise ValueError(f'--pictures: {image} is none of the described images')
     folder = Path(own['path']).name.partition('.')[0]
@@ -118,8 +146,8 @@ def _save_pictures(known: 'Features | None', own, image: Path, out: Path, *how, 
 
 # %% ../../nbs/98_app.search.ipynb #06c223f5
 _Searched = argument(
-    str, 'GALLERY', 'A gallery of `fgir index`; or a file of `fgir extract` or `fgir train`, '
-    'JSON of CFGA, *_data_base.pth of CGD and PP.')
+    str, 'GALLERY', 'A gallery of `fgir index`; or a file of `fgir extract` or '
+    '`fgir train`, JSON of CFGA, *_data_base.pth of CGD and PP.')
 _Kind = option(str | None, 'What the photograph shows: right answers are framed green, '
                'others red.', '--name', metavar='KIND',
                default='known for a photograph of the gallery')
@@ -130,11 +158,11 @@ _K = option(int, 'Images to find.', '-k', '--k', '--retrieval-num', min=1, metav
 _Where = option(list[str], 'Only images with this value; may be given again.',
                 metavar='COLUMN=VALUE', default='all images')
 _Pictures = option(
-    Path | None, 'Write a framed picture of each answer into a folder below this one, as '
-    'CGD and PP do for a photograph of the set.', metavar='FOLDER', default='none')
+    Path | None, 'Write a framed picture of each answer into a folder below this one, '
+    'as CGD and PP do for a photograph of the set.', metavar='FOLDER', default='none')
 _Metric = option(
-    str | None, 'The number in the names of --pictures: euclidean, as CGD, or cosine, as PP.',
-    metavar='NAME', default='euclidean')
+    str | None, 'The number in the names of --pictures: euclidean, as CGD, or cosine, '
+    'as PP.', metavar='NAME', default='euclidean')
 
 # %% ../../nbs/98_app.search.ipynb #9017be68
 def _searchable(gallery: str, array: str | None) -> tuple['Index', 'Features | None']:
@@ -149,10 +177,12 @@ def _known_as(opened: 'Index', known: 'Features | None', image: Path) -> tuple:
     "Row of the table and vector of a photograph, each None where it is not known."
     if known is None: return opened.about_photo(image), None
     row = _row_of(known, image)
-    return (None, None) if row is None else (known.table.iloc[row], known[opened.name][row])
+    if row is None: return None, None
+    return known.table.iloc[row], known[opened.name][row]
 
 # %% ../../nbs/98_app.search.ipynb #0bdcea8e
-def _find(opened: 'Index', gallery: str, image: Path, source: dict, device, k, box, **how):
+def _find(opened: 'Index', gallery: str, image: Path, source: dict, device, k, box,
+          **how):
     "Search with a photograph that has to be described first."
     describe, _ = make_descriptor(source_of(opened.record, gallery, **source), device)
     return opened.search_image(image, describe, min(k, max(1, len(opened))), box, **how)
@@ -162,14 +192,16 @@ def _find(opened: 'Index', gallery: str, image: Path, source: dict, device, k, b
 def _search(
     call: typer.Context, gallery: _Searched,
     image: argument(Path, 'IMAGE', 'The photograph to search with.'), k: _K = 8,
-    where: _Where = (), leave_self: _LeaveSelf = True, name: _Kind = None, box: Box = None,
-    as_json: AsJson = False, picture: Picture = None, pictures: _Pictures = None,
-    metric: _Metric = None, array: Array = None, model: Model = None,
-    backbone: Backbone = None, weights: Weights = None, pool: Pool = None,
-    descriptor: Descriptor = None, device: Device = None, force: Force = False,
+    where: _Where = (), leave_self: _LeaveSelf = True, name: _Kind = None,
+    box: Box = None, as_json: AsJson = False, picture: Picture = None,
+    pictures: _Pictures = None, metric: _Metric = None, array: Array = None,
+    model: Model = None, backbone: Backbone = None, weights: Weights = None,
+    pool: Pool = None, descriptor: Descriptor = None, device: Device = None,
+    force: Force = False,
 ):
     "Find the images of a gallery that are most like a photograph."
-    if not (picture or pictures): refuse_options(call, ['force'], 'it goes with --picture')
+    if not (picture or pictures):
+        refuse_options(call, ['force'], 'it goes with --picture')
     if not pictures: refuse_options(call, ['metric'], 'it goes with --pictures')
     check_picture(picture, force)
     only = _parse_where(where)

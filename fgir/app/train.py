@@ -17,9 +17,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli import Device, Force, app, argument, check_writable, option, refuse_existing, switch, watched
+from fgir.app.cli import (
+    Device,
+    Force,
+    app,
+    argument,
+    check_writable,
+    option,
+    refuse_existing,
+    switch,
+    watched,
+)
 from .data import Data, Level, Root, SkipBad, Split, Workers, read_data
-from .describe import Processes, Weights, parse_ranks, parse_value, pick_device, print_recall
+from fgir.app.describe import (
+    Processes,
+    Weights,
+    parse_ranks,
+    parse_value,
+    pick_device,
+    print_recall,
+)
 from .processes import in_processes
 
 if TYPE_CHECKING:
@@ -46,7 +63,8 @@ def _recipes(name: _Name = None):
     "List the recipes of `fgir train`, or the settings of one as `--set` takes them."
     from fgir.training import recipes as book
 
-    if name is None: return print(book.list_recipes().drop(columns='quirks').to_string())
+    if name is None:
+        return print(book.list_recipes().drop(columns='quirks').to_string())
     r = book.get_recipe(recipe_name(name))
     for entry, value in _leaves(r):
         print(f"{entry}={value if isinstance(value, str) else json.dumps(value)}")
@@ -86,8 +104,8 @@ def _of_recipe(kind, help: str, *names: str, **kwargs):
     return option(kind | None, help, *names, default="the recipe's", **kwargs)
 
 _Backbone = _of_recipe(
-    str, 'Network: resnet50, resnext50, inception (BN-Inception), googlenet, any name of '
-    'timm, …', metavar='NAME')
+    str, 'Network: resnet50, resnext50, inception (BN-Inception), googlenet, any name '
+    'of timm, …', metavar='NAME')
 _Scratch = switch('--from-scratch', 'Start from random weights.',
                   "the recipe's: ImageNet weights")
 _Crop = switch('--crop', 'Crop each image to its box.')
@@ -98,12 +116,14 @@ _Rate = _of_recipe(float, 'Learning rate of all parameters.', metavar='X')
 
 # %% ../../nbs/94_app.train.ipynb #e0e74076
 _Recalls = _of_recipe(
-    str, 'The K of Recall@K, with commas; the epoch is picked by the first.', metavar='K,K')
+    str, 'The K of Recall@K, with commas; the epoch is picked by the first.',
+    metavar='K,K')
 _Valid = _of_recipe(
-    str, 'How the epoch is picked: a share of the training classes (of fgic: images) to '
-    'hold out; test, which picks on the test images; last, which picks none. Of few '
+    str, 'How the epoch is picked: a share of the training classes (of fgic: images) '
+    'to hold out; test, which picks on the test images; last, which picks none. Of few '
     'classes images are held out, of few images nothing.', metavar='X')
-_Precision = _of_recipe(str, 'float32, bf16 or fp16, where that is safe.', metavar='NAME')
+_Precision = _of_recipe(str, 'float32, bf16 or fp16, where that is safe.',
+                        metavar='NAME')
 _Seed = _of_recipe(int, 'Of everything random.', min=0, metavar='N')
 _Undo = option(str | None, 'Quirks of the recipe not to repeat, with commas, or all.',
                metavar='NAMES', default='none')
@@ -117,7 +137,8 @@ _Resume = switch('--resume',
                  'Go on after the last epoch that an interrupted run finished.')
 _Results = option(Path, 'Folder for weights, statistics, database and pictures.',
                   metavar='FOLDER')
-_Log = option(str | None, 'Also log to tensorboard or wandb.', metavar='NAME', default='none')
+_Log = option(str | None, 'Also log to tensorboard or wandb.', metavar='NAME',
+              default='none')
 
 # %% ../../nbs/94_app.train.ipynb #ca1a0238
 def _parse_valid(text: str) -> float | str:
@@ -137,7 +158,8 @@ def _changes_of(
     words = dict(ks='--recalls', pretrained='--from-scratch')
     said = [(words.get(k, f"--{k.replace('_', '-')}"), k, v)
             for k, v in options.items() if v is not None]
-    for text in settings: said += [(f'--set {e}', e, v) for e, v in _parse_setting(text)]
+    for text in settings:
+        said += [(f'--set {e}', e, v) for e, v in _parse_setting(text)]
     changes = _join_settings(said)
     if changes.get('weights') and changes.get('pretrained') is False:
         raise ValueError('--from-scratch and --weights exclude each other')
@@ -240,14 +262,16 @@ def _prefix_of(name: str, r: dict, data: str) -> str:
     if name == 'cgd': return cgd_prefix(r, data)
     return f"{data}_{name}_{r['backbone']}_{r['seed']}"
 
-def _make_learner(name: str, table, undo, data_name: str | None, changes: dict, **kwargs):
+def _make_learner(name: str, table, undo, data_name: str | None, changes: dict,
+                  **kwargs):
     "The Learner of a recipe, which names its files as the paper's program does."
     from fgir.papers.fgic import TrainLog, name_classes
     from fgir.training.recipes import get_recipe
     from fgir.training.runs import learner_from_recipe
 
     r = get_recipe(name, undo, **changes)
-    if name == 'fgic' and 'lr' not in changes: changes |= dict(lr=.1*r['batch_size']/256)
+    if name == 'fgic' and 'lr' not in changes:
+        changes |= dict(lr=.1*r['batch_size']/256)
     prefix = _prefix_of(name, r, data_name or table.attrs['dataset'])
     cbs = TrainLog() if r['net']['name'] == 'Classifier' else None
     learn = learner_from_recipe(name, table, undo, prefix=prefix, cbs=cbs,
@@ -259,16 +283,17 @@ def _make_learner(name: str, table, undo, data_name: str | None, changes: dict, 
 @app.command('train')
 def _train(
     call: typer.Context,
-    recipe: argument(str, 'RECIPE', 'Its name: cgd, fgic, sane, …, see `fgir recipes`.'),
+    recipe: argument(str, 'RECIPE',
+                     'Its name: cgd, fgic, sane, …, see `fgir recipes`.'),
     root: Root, data: Data = 'auto', data_name: _DataName = None, split: Split = None,
     level: Level = None, crop: _Crop = False, backbone: _Backbone = None,
     weights: Weights = None, from_scratch: _Scratch = False, undo: _Undo = None,
     settings: _Set = (), epochs: _Epochs = None, batch_size: _BatchSize = None,
-    size: _Side = None, lr: _Rate = None, valid: _Valid = None, recalls: _Recalls = None,
-    precision: _Precision = None, seed: _Seed = None, processes: Processes = 1,
-    workers: Workers = None, device: Device = None, log: _Log = None,
-    resume: _Resume = False, skip_bad: SkipBad = False, out: _Results = Path('results'),
-    force: Force = False,
+    size: _Side = None, lr: _Rate = None, valid: _Valid = None,
+    recalls: _Recalls = None, precision: _Precision = None, seed: _Seed = None,
+    processes: Processes = 1, workers: Workers = None, device: Device = None,
+    log: _Log = None, resume: _Resume = False, skip_bad: SkipBad = False,
+    out: _Results = Path('results'), force: Force = False,
 ):
     "Train by the recipe of a paper and score the model on the test images."
     check_writable(out)
@@ -277,8 +302,8 @@ def _train(
     changes = _changes_of(
         settings, backbone=backbone, weights=weights, crop=crop or None, epochs=epochs,
         batch_size=batch_size, size=size, lr=lr, precision=precision, seed=seed,
-        pretrained=False if from_scratch else None,
-        valid=valid and _parse_valid(valid), ks=recalls and parse_ranks(recalls, '--recalls'))
+        pretrained=False if from_scratch else None, valid=valid and _parse_valid(valid),
+        ks=recalls and parse_ranks(recalls, '--recalls'))
     from fgir.training.recipes import get_recipe
 
     r = get_recipe(name, undo, **changes)
@@ -286,5 +311,6 @@ def _train(
     _check_rows(table, r)
     if in_processes(processes, call.obj, r['batch_size']): return
     loaders = dict(num_workers=workers, device=device and pick_device(device))
-    learn = _make_learner(name, table, undo, data_name, changes, out=out, loaders=loaders)
+    learn = _make_learner(name, table, undo, data_name, changes, out=out,
+                          loaders=loaders)
     if _fit(learn, resume, force, log): _score(learn, table)
