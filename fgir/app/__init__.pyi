@@ -1,9 +1,9 @@
 from .cli import (
+    INPUT_ERRORS as INPUT_ERRORS,
+    STYLE as STYLE,
     Device as Device,
     Force as Force,
-    INPUT_ERRORS as INPUT_ERRORS,
     Picture as Picture,
-    STYLE as STYLE,
     app as app,
     argument as argument,
     check_picture as check_picture,
@@ -34,6 +34,7 @@ from .demo import (
     DEMO_FILES as DEMO_FILES,
 )
 from .describe import (
+    SOURCE as SOURCE,
     AsJson as AsJson,
     Backbone as Backbone,
     Batch as Batch,
@@ -44,7 +45,6 @@ from .describe import (
     Pool as Pool,
     Processes as Processes,
     Ranks as Ranks,
-    SOURCE as SOURCE,
     Size as Size,
     Transform as Transform,
     Weights as Weights,

@@ -202,9 +202,10 @@ def _say_other_work(own: Path):
     "Name what interrupted commands have left beside a gallery."
     stem = re.escape(own.name.rsplit('.', 3)[0])
     kept = re.compile(stem + r'\.[0-9a-f]{12}\.new\.safetensors')
-    found = (kept.match(file.name) for file in own.parent.iterdir())
-    for file in sorted(own.with_name(match[0]) for match in found if match):
-        if file != own and not in_use(file):
+    matches = (kept.match(file.name) for file in own.parent.iterdir())
+    others = {match[0] for match in matches if match} - {own.name}
+    for file in map(own.with_name, sorted(others)):
+        if not in_use(file):
             say(f'{file}: from another command that was interrupted; it is kept, '
                 'delete it if nobody needs it')
 

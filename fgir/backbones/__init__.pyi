@@ -4,11 +4,11 @@ from .classic import (
     ResponseNorm as ResponseNorm,
 )
 from .nets import (
+    MAC as MAC,
+    POOLS as POOLS,
     AvgMax as AvgMax,
     Concat as Concat,
     GeM as GeM,
-    MAC as MAC,
-    POOLS as POOLS,
     Pooled as Pooled,
     RetrievalNet as RetrievalNet,
     SPoC as SPoC,

@@ -7,8 +7,8 @@ from .archives import (
     read_cars_devkit as read_cars_devkit,
 )
 from .batches import (
-    RetrievalDL as RetrievalDL,
     SAMPLERS as SAMPLERS,
+    RetrievalDL as RetrievalDL,
     TableImages as TableImages,
     group_rows as group_rows,
     own_share as own_share,
@@ -87,13 +87,13 @@ from .table import (
     zero_shot_split as zero_shot_split,
 )
 from .transforms import (
-    CenterCrop as CenterCrop,
     IMAGENET_MEAN as IMAGENET_MEAN,
     IMAGENET_STD as IMAGENET_STD,
+    TRANSFORMS as TRANSFORMS,
+    CenterCrop as CenterCrop,
     Resize as Resize,
     Shrink as Shrink,
     Steps as Steps,
-    TRANSFORMS as TRANSFORMS,
     get_transforms as get_transforms,
     transform_to_test as transform_to_test,
 )

@@ -1,11 +1,11 @@
 from .exact import (
     BLOCK as BLOCK,
-    Chunk as Chunk,
     MEMORY as MEMORY,
     METRICS as METRICS,
-    Pair as Pair,
     SHARE as SHARE,
     SPARE as SPARE,
+    Chunk as Chunk,
+    Pair as Pair,
     chunks as chunks,
     compared as compared,
     counted as counted,
@@ -41,10 +41,10 @@ from .extraction import (
 )
 from .metrics import (
     AT_K as AT_K,
-    Answers as Answers,
     OVER_ALL as OVER_ALL,
     TIES as TIES,
     TOO_FEW as TOO_FEW,
+    Answers as Answers,
     check_ranks as check_ranks,
     cluster_agreement as cluster_agreement,
     confidence as confidence,

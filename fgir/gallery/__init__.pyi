@@ -1,8 +1,8 @@
 from .faiss import (
     BLOCK as BLOCK,
-    FaissStore as FaissStore,
     KINDS as KINDS,
     RANGES as RANGES,
+    FaissStore as FaissStore,
     cells_for as cells_for,
     check_engine as check_engine,
     code_bytes as code_bytes,
@@ -30,8 +30,8 @@ from .milvus import (
     open_milvus_store as open_milvus_store,
 )
 from .rerank import (
-    Projection as Projection,
     RERANK as RERANK,
+    Projection as Projection,
     Views as Views,
     database_augmentation as database_augmentation,
     diffusion as diffusion,

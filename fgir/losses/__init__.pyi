@@ -15,9 +15,9 @@ from .pairs import (
     without_autocast as without_autocast,
 )
 from .proxies import (
+    PROXY_INITS as PROXY_INITS,
     MovingProxyLoss as MovingProxyLoss,
     NormSoftmaxLoss as NormSoftmaxLoss,
-    PROXY_INITS as PROXY_INITS,
     PositiveProxyLoss as PositiveProxyLoss,
     ProxyAnchorLoss as ProxyAnchorLoss,
     ProxyLoss as ProxyLoss,

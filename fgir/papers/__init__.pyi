@@ -1,11 +1,11 @@
 from .cfga import (
     CFGA as CFGA,
-    Call as Call,
-    Capture as Capture,
-    Describe as Describe,
     LOSSES as LOSSES,
     POOLED as POOLED,
     PROGRAM_NETWORKS as PROGRAM_NETWORKS,
+    Call as Call,
+    Capture as Capture,
+    Describe as Describe,
     activation_mask as activation_mask,
     aggregate as aggregate,
     default_layers as default_layers,
@@ -18,9 +18,9 @@ from .cfga import (
     program_descriptor as program_descriptor,
 )
 from .cgd import (
+    GD_CONFIGS as GD_CONFIGS,
     CGDLoss as CGDLoss,
     CGDNet as CGDNet,
-    GD_CONFIGS as GD_CONFIGS,
     cgd_learner as cgd_learner,
     cgd_prefix as cgd_prefix,
 )

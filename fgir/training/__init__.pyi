@@ -34,8 +34,8 @@ from .processes import (
 from .recipes import (
     DEFAULTS as DEFAULTS,
     QUIRKS as QUIRKS,
-    Quirk as Quirk,
     RECIPES as RECIPES,
+    Quirk as Quirk,
     get_recipe as get_recipe,
     has_strides as has_strides,
     list_recipes as list_recipes,
