@@ -167,7 +167,7 @@ _DESCRIBING = (*SOURCE, 'data', 'split', 'level', 'crop', 'size', 'tfms', 'batch
                'workers', 'device', 'skip_bad')
 
 def _is_described(call: typer.Context, images: Path) -> bool:
-    "Whether images are a file of features; then options of describing raise ValueError."
+    "Whether images are a file of features; ValueError for options of describing."
     if images.suffix != '.safetensors': return False
     refuse_options(call, _DESCRIBING, f'{images} is described already')
     return True

@@ -201,7 +201,8 @@ def _stack(items: list) -> tuple[Tensor | None, dict[int, Exception]]:
 
 # %% ../../nbs/43_features.extraction.ipynb #3c832a43
 def _loaded(
-    dl: 'RetrievalDL', batches: list[Sequence[int]], device: torch.device, skip_bad: bool,
+    dl: 'RetrievalDL', batches: list[Sequence[int]], device: torch.device,
+    skip_bad: bool,
 ) -> Iterator[tuple]:
     "Of each batch the rows, the images, and the errors of rows that were skipped."
     loader = DataLoader(_Tried(dl.dataset), batch_sampler=batches, collate_fn=_stack,

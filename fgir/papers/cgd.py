@@ -158,5 +158,6 @@ RECIPES = dict(cgd=dict(
     quirks=['bn_affine', 'test_selection', 'third_stage']))
 
 QUIRKS = dict(third_stage=dict(
-    what="the stride is taken from ResNet's third stage, where the paper draws the fourth",
+    what="the stride is taken from ResNet's third stage, "
+             "where the paper draws the fourth",
     entry='strides', undone=[2, 1], is_there=lambda v: list(v) == [1, 2]))

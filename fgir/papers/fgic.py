@@ -416,7 +416,8 @@ def show_closest(
 # %% ../../nbs/64_papers.fgic.ipynb #5ec1pe12
 RECIPES = dict(fgic=dict(
     about='classifier with label smoothing', source='FGIC', tfms='fgic', size=448,
-    net=dict(name='Classifier'), optimizer=dict(name='sgd', momentum=.9), lr=.025, wd=5e-4,
+    net=dict(name='Classifier'), optimizer=dict(name='sgd', momentum=.9),
+    lr=.025, wd=5e-4,
     loss=dict(name='LabelSmoothingCE', smoothing=.1, temperature=1., spread='others'),
     schedule=dict(name='cosine'), epochs=128, freeze_bn='', valid='test',
     hold_out='images', ks=[1, 5], seed=2020, quirks=['test_selection']))
