@@ -148,11 +148,11 @@ def answer(
     k: int = 12,
 ) -> tuple['pd.DataFrame', list[tuple[Image.Image, str]]]:
     "What is nearest to a photograph, best first: a table, and pictures with captions."
-    from fgir.features.extraction import extract
+    from fgir.features.extraction import describe_photo
     from fgir.gallery.index import photo_table
 
     _read_photo(photo)
-    vector = extract(describe, photo_table(photo), crop=True, **index.as_described())
+    vector = describe_photo(describe, photo_table(photo), **index.as_described())
     among = dict(name=list(names)) if names else None
     found = index.search(vector[index.name], min(k, len(index)), among)
     crop = bool(index.record.get('crop'))
