@@ -27,11 +27,10 @@ from urllib.parse import urlsplit
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .cli import Device, option
+from .cli import Device, index_app, option
 from .describe import Backbone, Descriptor, Model, Pool, Weights
 from fgir.app.gallery import (
     Gallery,
-    index_app,
     make_descriptor,
     open_gallery,
     source_of,

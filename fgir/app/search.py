@@ -21,6 +21,7 @@ from fgir.app.cli import (
     Picture,
     argument,
     check_picture,
+    index_app,
     option,
     refuse_options,
 )
@@ -37,7 +38,6 @@ from fgir.app.describe import (
 )
 from fgir.app.gallery import (
     Array,
-    index_app,
     make_descriptor,
     open_gallery,
     pick_array,
