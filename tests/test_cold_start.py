@@ -1,4 +1,5 @@
-"""A command that does not train loads neither what trains nor what draws."""
+"""A command that does not train loads neither what trains nor what draws; the shell completes its words."""
+import os
 import subprocess
 import sys
 
@@ -24,6 +25,13 @@ def loaded(*words) -> tuple[list[str], str]:
 def test_help_loads_no_torch():
     modules, said = loaded('index', 'search', '--help')
     assert modules == [] and '--where' in said
+
+
+def test_the_shell_completes_words():
+    env = os.environ | dict(_FGIR_COMPLETE='complete_bash', COMP_WORDS='fgir index s', COMP_CWORD='2')
+    code = 'import sys; from fgir.app.cli import main; sys.exit(main())'
+    p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
+    assert p.stdout.split() == ['search', 'serve'], p.stderr
 
 
 def test_a_search_loads_torch_alone(tmp_path):
