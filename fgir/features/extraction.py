@@ -419,7 +419,7 @@ def write_rows(
     path: Path,
     table: pd.DataFrame,  # N rows
     record: dict,
-    parts: Sequence[tuple[Features, np.ndarray, np.ndarray]],  # and rows, places
+    parts: Sequence[tuple[Features, np.ndarray, np.ndarray]],  # features, rows, places
     portion: int = 2**14,  # rows to copy at once
 ) -> Features:
     "Write a file of features whose rows come from others, completely or not at all."

@@ -38,7 +38,7 @@ def query_and_gallery(
     table: pd.DataFrame,  # N rows
     x: np.ndarray | Tensor,  # (N, D)
 ) -> tuple:  # vectors and labels of queries, then of the gallery (None without one)
-    "What a search or a measure takes of the vectors of a table."
+    "Vectors and labels of both sides, in the order in which a measure takes them."
     (query, gallery), labels = sides(table), table["label"].to_numpy()
     if gallery is None: return x, labels, None, None
     return x[query], labels[query], x[gallery], labels[gallery]
@@ -143,7 +143,7 @@ def save_retrieval_pictures(
     out: str | Path,  # folder to make the query's folder in
     k: int = 8,  # neighbors, at most
     name: str | None = None,  # which array; default the first
-    metric: str = "euclidean",  # of the numbers in the file names; PP has "cosine"
+    metric: str = "euclidean",  # of the numbers in the file names; PP used "cosine"
     crop: bool | None = None,  # crop to the boxes; default as the features were made
     force: bool = False,  # overwrite the query's folder
     folder: str | None = None,  # its name; default the row and the query's file name
