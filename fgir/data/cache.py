@@ -144,7 +144,7 @@ def _started(folder: Path, about: dict) -> ImageCache:
 # %% ../../nbs/16_data.cache.ipynb #8b8c6eb4
 def resize_cache(
     table: pd.DataFrame,
-    size: int | tuple[int, int] | Callable,  # short side at most, (h, w), a resize
+    size: int | tuple[int, int] | Callable,  # short side at most, (h, w), or a resize
     out: str | Path,  # folder of the cache; one that is there is brought up to date
     crop: bool = False,  # crop to the boxes
     progress: bool = True,  # show a bar

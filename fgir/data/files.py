@@ -44,7 +44,7 @@ def _release(fd: int) -> None:
 
 # %% ../../nbs/10_data.files.ipynb #c7b82f4b
 def _claim(path: Path) -> int | None:
-    "Lock a file or folder; None if another process has the lock, or without a file."
+    "Lock a file or folder; None if another process has it, or there is no file."
     try: fd = _open(path)
     except FileNotFoundError: return None
     try:
@@ -238,7 +238,7 @@ def check(value: object, kind: object, where: str) -> object:
 
 # %% ../../nbs/10_data.files.ipynb #ffd5e517
 def _check_fields(value: object, kinds: dict, where: str) -> dict:
-    "Check the named fields of a mapping, or with `{str: kind}` all."
+    "Check the named fields of a mapping, or all of them with `{str: kind}`."
     check(value, dict, where)
     for name in value if str in kinds else kinds:
         kind = kinds.get(name, kinds.get(str))

@@ -123,7 +123,7 @@ def _names_in(folder: Path) -> set[str]:
     return set(os.listdir(folder)) if folder.is_dir() else set()
 
 def check_files(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
-    "Return `table` if all images are there; FileNotFoundError names the first lost."
+    "Return `table` if all images exist; FileNotFoundError names the first lost."
     root, parts = Path(table.attrs['root']), table['path'].str.rpartition('/')
     folders, names = parts[0], parts[2]
     found = {folder: _names_in(root/folder) for folder in folders.unique()}

@@ -148,7 +148,7 @@ class Steps:
         return img
 
 def _checked(name: str, size: int | None) -> tuple[dict, int]:
-    "A transform and its size in pixels; ValueError for what is neither."
+    "A transform and its size in pixels; ValueError if one is wrong."
     check_choice('tfms', name, tuple(TRANSFORMS))
     size = TRANSFORMS[name]['size'] if size is None else size
     if not isinstance(size, int | np.integer) or not 1 <= size <= 8192:
