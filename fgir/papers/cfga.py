@@ -346,8 +346,8 @@ class Describe(nn.Module):
         model: nn.Module,  # a classifier, a backbone, or a model that has one
         what: Sequence[str] = ('cfga+',),  # see the table above
         select: bool = True,  # only changes above the means of row and column (eq. 5)
-        lcc: bool = True,  # largest component only; CFGA: not for metric learning
-        direction: str = 'in',  # a number an input; 'out': an output channel (eq. 6)
+        lcc: bool = True,  # largest component only; see `PROGRAM_NETWORKS`
+        direction: str = 'in',  # number for each input; 'out': output channel (eq. 6)
         joint_norm: bool = False,  # unit length for the whole of 'cfga+', not its parts
         plus: _Sets = None,  # layers of 'cfga+', or several named sets
         loss: str = 'pooled',  # one of `LOSSES`
