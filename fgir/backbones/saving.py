@@ -63,7 +63,7 @@ def _make_record(model: nn.Module, facts: dict) -> dict:
 _WAS = dict(cgd='papers', cfga='papers', classify='papers', rerank='gallery')  # of 0.1
 
 def name_today(path: str) -> str:
-    "The path of a class, where 0.1 had it or where it is, as `fgir.papers.CGDNet`."
+    "Where a class is today, from its path of version 0.1 or of today."
     was = '|'.join(_WAS)
     return re.sub(rf'^fgir\.({was})\.', lambda m: f'fgir.{_WAS[m[1]]}.', path)
 

@@ -94,7 +94,7 @@ class _MarginLoss(ProxyLoss):
 
 # %% ../../nbs/32_losses.classes.ipynb #2c390b54
 class CosFaceLoss(_MarginLoss):
-    "Normalized softmax with a margin off the own cosine (CFGA training)."
+    "Normalized softmax with a margin taken off the own cosine (CFGA training)."
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
@@ -133,9 +133,9 @@ class DGPCRLoss(ProxyLoss):
     def __init__(
         self,
         n_classes: int,  # labels are 0 to n_classes-1
-        dim: int = 4096,  # numbers in an embedding: average and max pooling
+        dim: int = 4096,  # numbers in an embedding: 2048 means, 2048 maxima
         scale: float = 100,  # multiplies the embeddings, above 0
-        flip: float = .7,  # own probability to push back from; above 1 no row is
+        flip: float = .7,  # own probability from which to push back; above 1: never
         decorrelation: float = .1,  # weight of the centers' term, at least 0
         init: str = 'linear',  # see `init_proxies`; centers are not normalized
     ):
