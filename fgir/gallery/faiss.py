@@ -84,11 +84,11 @@ def check_engine(kind: str, settings: Mapping, database: str | None = None):
 
 # %% ../../nbs/81_gallery.faiss.ipynb #d5f6473d
 def code_bytes(settings: Mapping, dim: int) -> int:
-    "Bytes of a row in IVF-PQ: each stands for the same count of numbers."
+    "Bytes of a row in IVF-PQ: the most allowed that divide `dim` evenly."
     return max(b for b in range(1, settings['bytes'] + 1) if dim % b == 0)
 
 def cells_for(settings: Mapping, n: int) -> int:
-    "Cells of IVF-PQ for some rows."
+    "Number of cells of IVF-PQ for `n` rows."
     return settings['cells'] or max(1, min(round(4*n**.5), n//40))
 
 # %% ../../nbs/81_gallery.faiss.ipynb #6ab38026
@@ -184,7 +184,7 @@ def faiss_store(
 # %% ../../nbs/81_gallery.faiss.ipynb #787d98b0
 def wanted_values(
     filter: Mapping,  # column: value or list of values
-    columns: Iterable[str],  # that there are
+    columns: Iterable[str],  # of the table
 ) -> dict[str, list]:
     "The values that each column of a filter may have; ValueError for other columns."
     def as_list(wanted):

@@ -18,9 +18,9 @@ def complete_settings(kind: str, settings: Mapping) -> dict:
 def check_engine(kind: str, settings: Mapping, database: str | None=None):
     """ValueError for an unknown engine or setting, in a file or in a database."""
 def code_bytes(settings: Mapping, dim: int) -> int:
-    """Bytes of a row in IVF-PQ: each stands for the same count of numbers."""
+    """Bytes of a row in IVF-PQ: the most allowed that divide `dim` evenly."""
 def cells_for(settings: Mapping, n: int) -> int:
-    """Cells of IVF-PQ for some rows."""
+    """Number of cells of IVF-PQ for `n` rows."""
 @dataclass
 class FaissStore:
     """Features, an engine over one array of them, and a mark for each row that is gone."""

@@ -32,7 +32,7 @@ from fgir.gallery.faiss import (
 def _is_local(uri: str) -> bool: return '://' not in uri
 
 def milvus_client(uri: str):
-    "Open a database; ImportError says what to install, ConnectionError what is away."
+    "Open a database; ImportError says what to install, ConnectionError what failed."
     try: pymilvus = import_module('pymilvus')
     except ImportError:
         raise ImportError('Milvus needs pymilvus: pip install "fgir[milvus]"') from None

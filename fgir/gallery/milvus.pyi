@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from ..features.store import Features
 def milvus_client(uri: str):
-    """Open a database; ImportError says what to install, ConnectionError what is away."""
+    """Open a database; ImportError says what to install, ConnectionError what failed."""
 @dataclass
 class MilvusStore:
     """A collection in a Milvus database, and what is known about it."""

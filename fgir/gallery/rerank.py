@@ -35,7 +35,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Projection:
-    "Unit rows (N, D), off with the `mean` (D,), times the `matrix` (D, d), unit again."
+    "Unit rows (N, D) less the `mean` (D,), times the `matrix` (D, d), unit again."
     mean: np.ndarray
     matrix: np.ndarray
 
