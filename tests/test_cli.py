@@ -721,7 +721,7 @@ def test_the_list_of_recipes(capsys):
 
 @pytest.mark.data
 @needs_data
-@pytest.mark.parametrize('name, folder', [('cub', 'CUB_100'), ('cars', 'cars')])
+@pytest.mark.parametrize('name, folder', [('cub', 'CUB_100')])
 def test_real_photographs(name, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net = ['--backbone', 'squeezenet1_1', '--weights', SHARED/'data'/'weights'/'squeezenet1_1.safetensors']

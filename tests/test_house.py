@@ -1,19 +1,13 @@
 """Chapters import from earlier ones, nobody imports what another module keeps to itself, every public name is listed."""
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 import fgir
-from fgir.features.store import Features
-from fgir.gallery.index import Index
 
 ROOT = Path(fgir.__file__).parent
 CHAPTERS = ['data', 'backbones', 'losses', 'features', 'training', 'papers', 'evaluation', 'gallery', 'app']
@@ -69,22 +63,3 @@ def test_arrows_point_down_and_underscores_stay_at_home(module):
 def test_every_public_name_is_listed_by_its_chapter(module):
     listed = import_module(module.rpartition('.')[0]).__all__
     assert not set(import_module(module).__all__) - set(listed)
-
-
-HEAVY = 'fastai', 'torchvision', 'timm', 'sklearn', 'scipy', 'matplotlib', 'pymilvus'
-SEARCH = """import sys
-from fgir.gallery.index import Index
-
-index = Index.load(sys.argv[1])
-print(*index.search([0., 1, 0], 2)['path'])
-print(*{name.partition('.')[0] for name in sys.modules} & set(sys.argv[2:]))"""
-
-
-@pytest.mark.parametrize('kind', ['flat', 'hnsw'])
-def test_a_gallery_is_opened_and_searched_without_heavy_modules(tmp_path, kind):
-    "They take seconds to import; nobody who has a vector needs them."
-    table = pd.DataFrame(dict(path=list('abc'), label=range(3), name=list('abc'), split='test'))
-    Index.build(Features({'v': np.eye(3)}, table, {}), kind=kind).save(tmp_path/'g.safetensors')
-    command = [sys.executable, '-c', SEARCH, tmp_path/'g.safetensors', *HEAVY]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ['b a', '']
