@@ -3,11 +3,14 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from fgir.app.cli import main
 from fgir.backbones.registry import create_backbone
+from fgir.backbones.saving import save_model
 from fgir.data.fish import synth_dataset
+from fgir.papers.cgd import CGDNet
 
 HEAVY = ['fastai', 'sklearn', 'scipy', 'timm', 'torchvision.models', 'matplotlib.pyplot', 'pymilvus', 'gradio', 'wandb']
 
@@ -34,11 +37,16 @@ def test_the_shell_completes_words():
     assert p.stdout.split() == ['search', 'serve'], p.stderr
 
 
-def test_a_search_loads_torch_alone(tmp_path):
+@pytest.mark.parametrize('kind', ['backbone', 'model'])
+def test_a_search_loads_torch_alone(tmp_path, kind):
     fish = synth_dataset(tmp_path/'fish', n_classes=4, n_per_class=2, size=48, progress=False)
-    torch.save(create_backbone('bvlc_googlenet', pretrained=False).state_dict(), tmp_path/'net.pth')
-    gallery, photo = tmp_path/'fish.safetensors', tmp_path/'fish'/fish['path'][0]
-    net = ['--backbone', 'bvlc_googlenet', '--weights', tmp_path/'net.pth', '--size', 48, '--device', 'cpu']
-    assert main([str(word) for word in ('index', 'build', tmp_path/'fish', gallery, *net)]) == 0
+    net, gallery = create_backbone('bvlc_googlenet', pretrained=False), tmp_path/'fish.safetensors'
+    photo = tmp_path/'fish'/fish['path'][0]
+    if kind == 'model': words = ['--model', save_model(CGDNet(net, 'SG', 8, n_classes=2).eval(), tmp_path/'net')]
+    else:
+        torch.save(net.state_dict(), tmp_path/'net.pth')
+        words = ['--backbone', 'bvlc_googlenet', '--weights', tmp_path/'net.pth']
+    words = ['index', 'build', tmp_path/'fish', gallery, *words, '--size', 48, '--device', 'cpu']
+    assert main([str(word) for word in words]) == 0
     modules, said = loaded('index', 'search', gallery, photo, '-k', 3, '--json')
     assert modules == ['torch'] and said.count('"rank"') == 3

@@ -104,7 +104,7 @@ def test_a_checkout_that_is_not_installed_says_so(monkeypatch):
         list(book._Registered('fgir.recipes', {'sane': {}}))
 
 
-SEEDS = [  # recipe, loss and its arguments, optimizer, rates, decay, batch, K, length
+PROGRAMS = [  # recipe, loss and its arguments, optimizer, rates, decay, batch, K, length
     ('msloss', dict(alpha=2, beta=40, base=.5, eps=.1), torch.optim.Adam, 3e-5, 5e-4, 80, 5, (None, 3000)),
     ('cosface', dict(scale=50, margin=.5), torch.optim.RMSprop, 1e-5, 5e-4, 80, 1, (None, 4000)),
     ('arcface', dict(scale=50, margin=.5), torch.optim.RMSprop, 1e-5, 5e-4, 80, 1, (None, 4000)),
@@ -123,7 +123,7 @@ SEEDS = [  # recipe, loss and its arguments, optimizer, rates, decay, batch, K, 
 ]
 
 
-@pytest.mark.parametrize('name, arguments, optimizer, lr, wd, batch, per_class, length', SEEDS)
+@pytest.mark.parametrize('name, arguments, optimizer, lr, wd, batch, per_class, length', PROGRAMS)
 def test_settings_are_the_programs(table, tmp_path, name, arguments, optimizer, lr, wd, batch, per_class, length):
     r = get_recipe(name)
     assert (r['lr'], r['wd'], r['batch_size'], r['per_class']) == (lr, wd, batch, per_class)

@@ -69,6 +69,7 @@ from .gallery import (
     in_database as in_database,
     make_descriptor as make_descriptor,
     make_gallery as make_gallery,
+    names_database as names_database,
     open_gallery as open_gallery,
     parse_engine as parse_engine,
     pick_array as pick_array,

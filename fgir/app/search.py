@@ -39,6 +39,7 @@ from fgir.app.describe import (
 from fgir.app.gallery import (
     Array,
     make_descriptor,
+    names_database,
     open_gallery,
     pick_array,
     source_of,
@@ -55,10 +56,9 @@ def _is_gallery(name: str) -> bool:
     "Whether a name is that of a gallery, and not of described images."
     from fgir.features.store import open_features
 
-    if name.endswith('.safetensors') and Path(name).is_file():
-        with open_features(Path(name)) as file: return 'index' in file.metadata
-    is_database = '://' in name or name.endswith('.db')
-    return is_database or name.endswith('.safetensors')
+    if not name.endswith('.safetensors'): return names_database(name)
+    if not Path(name).is_file(): return True  # opening it says that it is not there
+    with open_features(Path(name)) as file: return 'index' in file.metadata
 
 # %% ../../nbs/98_app.search.ipynb #e3376e6a
 def _of_described(known: 'Features', array: str | None) -> 'Index':
@@ -80,18 +80,9 @@ def _row_of(features: 'Features', image: Path) -> int | None:
 
 def _box_of(row: 'pd.Series', record: dict) -> list[float] | None:
     "The box of a row of a table, if its images are described by their boxes."
-    if not record.get('crop'): return None
-    return [float(row[c]) for c in ('x1', 'y1', 'x2', 'y2')]
+    from fgir.data.table import BOX
 
-# %% ../../nbs/98_app.search.ipynb #dd0a4d82
-def _by_vector(index: 'Index', vector, image: Path, k: int, leave_self: bool,
-               only=None):
-    "Search with the vector of a described photograph, as `Index.search_image` does."
-    from fgir.gallery.index import without_own
-
-    own = index.same_file(image) if leave_self else []
-    wanted = min(k + len(own), max(k, len(index)))
-    return without_own(index.search(vector, wanted, only), own, k)
+    return [float(row[c]) for c in BOX] if record.get('crop') else None
 
 # %% ../../nbs/98_app.search.ipynb #7393f2a4
 def _parse_where(words: list[str]) -> dict | None:
@@ -130,17 +121,17 @@ def _draw_answer(index: 'Index', image: Path, found, name, box, picture: Path):
         show_search(index, image, found, name, box).savefig(tmp)
 
 # %% ../../nbs/98_app.search.ipynb #8afeb74b
-def _save_pictures(known: 'Features | None', own, image: Path, out: Path, *how, force):
+def _save_pictures(known: 'Features | None', row: int | None, image: Path, out: Path,
+                   *how, force):
     "Write the answer as CGD and PP do; ValueError for an unknown photograph."
     from fgir.features.retrieval import save_retrieval_pictures
 
     if known is None:
         raise ValueError('--pictures: they are made of a file of features')
-    if own is None:
+    if row is None:
         raise ValueError(f'--pictures: {image} is none of the described images')
-    folder = Path(own['path']).name.partition('.')[0]
-    made = save_retrieval_pictures(known, _row_of(known, image), out, *how, force=force,
-                                   folder=folder)
+    folder = Path(known.table['path'].iat[row]).name.partition('.')[0]
+    made = save_retrieval_pictures(known, row, out, *how, force=force, folder=folder)
     print(f'{made}: query_img.jpg and {len(list(made.iterdir())) - 1} answers',
           file=sys.stderr)
 
@@ -173,12 +164,6 @@ def _searchable(gallery: str, array: str | None) -> tuple['Index', 'Features | N
     if array: raise ValueError(f'--array: {gallery} is a gallery, which has one')
     return open_gallery(gallery), None
 
-def _known_as(opened: 'Index', known: 'Features | None', image: Path) -> tuple:
-    "Row of the table and vector of a photograph, each None where it is not known."
-    if known is None: return opened.about_photo(image), None
-    row = _row_of(known, image)
-    if row is None: return None, None
-    return known.table.iloc[row], known[opened.name][row]
 
 # %% ../../nbs/98_app.search.ipynb #0bdcea8e
 def _find(opened: 'Index', gallery: str, image: Path, source: dict, device, k, box,
@@ -209,19 +194,20 @@ def _search(
                   descriptor=descriptor)
     if any(source.values()): check_source(**source)
     opened, known = _searchable(gallery, array)
-    own, vector = _known_as(opened, known, image)
-    needs_network = vector is None or box or any(source.values())
+    row = None if known is None else _row_of(known, image)
+    own = opened.about_photo(image) if row is None else known.table.iloc[row]
+    needs_network = row is None or box or any(source.values())
     if own is not None:
         name, box = name or own['name'], box or _box_of(own, opened.record)
     if pictures:
-        _save_pictures(known, own, image, pictures, k, opened.name,
+        _save_pictures(known, row, image, pictures, k, opened.name,
                        metric or 'euclidean', force=force)
     if needs_network:
         found = _find(opened, gallery, image, source, device, k, box, filter=only,
                       leave_out_self=leave_self)
     else:
         refuse_options(call, ['device'], f'{image} is described already')
-        found = _by_vector(opened, vector, image, k, leave_self, only)
+        found = opened.search_known(known[opened.name][row], image, k, only, leave_self)
     _say_notes(opened, found, name)
     _print_answer(image, found, as_json, name)
     if picture: _draw_answer(opened, image, found, name, box, picture)

@@ -36,6 +36,7 @@ from fgir.data.transforms import (
     Resize,
     Shrink,
     get_transforms,
+    transform_to_test,
 )
 
 # %% ../../nbs/15_data.batches.ipynb #96df6b4d
@@ -375,7 +376,7 @@ def table_dl(
 ) -> RetrievalDL:
     "Return a loader of all rows in order under the test half of a transform."
     if not len(table): raise ValueError('table: no rows')
-    _, test = get_transforms(tfms, size) if isinstance(tfms, str) else tfms
+    test = transform_to_test(tfms, size) if isinstance(tfms, str) else tfms[1]
     return _loader(table, test, None, crop, cache, mean, std, num_workers, device,
                    progress, bs=bs)
 

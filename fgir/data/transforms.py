@@ -112,8 +112,8 @@ TRANSFORMS['cfga_dml'] = dict(
     about='train: short side 256, random resized crop 227 of 0.16 to 1 of the area, '
           'flip; test: short side 256, center crop 227 (CFGA)',
     train=lambda s, v2: [Resize(round(s*256/227)),
-                     v2.RandomResizedCrop(s, scale=(.16, 1)),
-                     v2.RandomHorizontalFlip()],
+                         v2.RandomResizedCrop(s, scale=(.16, 1)),
+                         v2.RandomHorizontalFlip()],
     test=lambda s: [Resize(round(s*256/227)), CenterCrop(s)])
 
 # %% ../../nbs/14_data.transforms.ipynb #0e2e84b1
@@ -122,7 +122,7 @@ TRANSFORMS['dgpcrl'] = dict(
     about='train: squash to 280, rotate by up to 10°, random crop 256, flip; '
           'test: short side shrunk to 280 if larger, no crop, so sizes vary (CFGA)',
     train=lambda s, v2: [_squash(s*280/256), v2.RandomRotation(10), v2.RandomCrop(s),
-                     v2.RandomHorizontalFlip()],
+                         v2.RandomHorizontalFlip()],
     test=lambda s: [Shrink(round(s*280/256))])
 
 # %% ../../nbs/14_data.transforms.ipynb #d9829be9
@@ -131,7 +131,7 @@ TRANSFORMS['fgic'] = dict(
     about='train: squash to 512, random crop 448 with 8 black pixels around, flip; '
           'test: squash to 512, center crop 448 (FGIC)',
     train=lambda s, v2: [_squash(s*512/448), v2.RandomCrop(s, padding=round(s*8/448)),
-                     v2.RandomHorizontalFlip()],
+                         v2.RandomHorizontalFlip()],
     test=lambda s: [_squash(s*512/448), CenterCrop(s)])
 
 # %% ../../nbs/14_data.transforms.ipynb #edfd1d90
@@ -171,6 +171,6 @@ def get_transforms(
     "Return the training half (None if there is none) and the test half."
     from torchvision.transforms import v2
 
-    test = transform_to_test(name, size)
     tfm, size = _checked(name, size)
-    return tfm['train'] and Steps([*tfm['train'](size, v2), _to_tensor]), test
+    train = tfm['train'] and Steps([*tfm['train'](size, v2), _to_tensor])
+    return train, transform_to_test(name, size)

@@ -478,6 +478,10 @@ def _loader_record(dl: 'RetrievalDL') -> dict:
     tfms = " ".join(str(step).splitlines()[0] for step in steps)
     return dict(tfms=tfms, size=None, crop=dl.dataset.crop)
 
+def _cut(tfms: str, size: int | None, crop: bool, norm: dict) -> dict:
+    "How images of a table are made, for the record."
+    return dict(tfms=tfms, size=size or TRANSFORMS[tfms]["size"], crop=crop, **norm)
+
 def _loader_of(
     data, size, tfms, bs, crop, device, norm, **kwargs,
 ) -> tuple['RetrievalDL', dict]:
@@ -486,7 +490,7 @@ def _loader_of(
 
     if not isinstance(data, pd.DataFrame): return data, _loader_record(data)
     dl = table_dl(data, size, bs, tfms, crop, **norm, device=device, **kwargs)
-    return dl, dict(tfms=tfms, size=size or TRANSFORMS[tfms]["size"], crop=crop, **norm)
+    return dl, _cut(tfms, size, crop, norm)
 
 # %% ../../nbs/43_features.extraction.ipynb #7be37de1
 def precision_of(device: torch.device) -> str | None:
@@ -565,10 +569,11 @@ def describe_photo(
     "Describe one photograph as `extract` does, without what loads many: no fastai."
     descriptor = as_descriptor(descriptor)
     device, norm = device_of(descriptor), normalization_of(descriptor)
-    made = dict(tfms=tfms, size=size or TRANSFORMS[tfms]["size"], crop=True, **norm,
-                autocast=precision_of(device), dtype="float32", note="")
+    made = _cut(tfms, size, True, norm)
+    made |= dict(autocast=precision_of(device), dtype="float32", note="")
     x = transform_to_test(tfms, size)(load_row(table, 0, crop=True))
-    mean, std = (torch.tensor(norm[k], device=device)[:, None, None] for k in norm)
+    mean, std = (torch.tensor(norm[k], device=device)[:, None, None]
+                 for k in ("mean", "std"))
     x = (x.to(device).float().div_(255) - mean) / std
     with evaluating(descriptor), torch.no_grad(): named = _named(descriptor(x[None]), 1)
     store = _Store(table, record_of(descriptor, table, **made), "float32")

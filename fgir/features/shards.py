@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data.batches import TableImages, own_share
 from ..data.files import alone_with, in_use, say
-from ..data.transforms import TRANSFORMS, get_transforms
+from ..data.transforms import TRANSFORMS, transform_to_test
 from fgir.features.extraction import (
     NoneReadable,
     batch_size,
@@ -46,7 +46,7 @@ def _shard_rows(
     crop: bool = False,
 ) -> list[np.ndarray]:
     "Rows of each share, ascending; ValueError if there are fewer batches than shares."
-    images = TableImages(table, get_transforms(tfms, size)[1], crop=crop)
+    images = TableImages(table, transform_to_test(tfms, size), crop=crop)
     batches = batches_of(images, bs)
     if len(batches) < n:
         raise ValueError(f'shard: {len(table)} images in batches of {bs} are '

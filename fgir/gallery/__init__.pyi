@@ -20,7 +20,6 @@ from .index import (
     photo_table as photo_table,
     show_search as show_search,
     spellings_of as spellings_of,
-    without_own as without_own,
 )
 from .milvus import (
     MilvusStore as MilvusStore,

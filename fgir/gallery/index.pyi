@@ -98,6 +98,9 @@ class Index:
     def about_photo(self, photo: str | Path) -> pd.Series | None:
         """The gallery's row for a photograph that is one of its images, else None."""
 
+    def search_known(self, vector: np.ndarray, path: str | Path, k: int=8, filter: Mapping | None=None, leave_out_self: bool=True) -> pd.DataFrame:
+        """Search with the vector of a photograph that is described already."""
+
     def search_image(self, path: str | Path, descriptor: Callable, k: int=8, box: Sequence[float] | None=None, tfms: str | None=None, size: int | None=None, filter: Mapping | None=None, leave_out_self: bool=True) -> pd.DataFrame:
         """Describe a photograph as the gallery was described, and search with it."""
 
@@ -127,8 +130,6 @@ def photo_table(path: str | Path, box: Sequence[float] | None=None) -> pd.DataFr
     """A table of one photograph of unknown class, with its box."""
 def spellings_of(photo: str | Path, root: str | None) -> list[str]:
     """The paths by which a gallery whose folder is `root` may name a file."""
-def without_own(found: pd.DataFrame, own: Sequence[str], k: int) -> pd.DataFrame:
-    """The first `k` answers but `own`; `attrs['left_out']` lists what was left out."""
 def show_search(index: Index, photo: str | Path, results: pd.DataFrame, name: str | None=None, box: Sequence[float] | None=None) -> Figure:
     """Draw the photograph and, on its right, what was found, with the cosines."""
 def features_of(path: str | Path) -> Features:

@@ -8,6 +8,8 @@ Docs: https://fgir.github.io/fgir/papers.cgd.html.md"""
 __all__ = ['GD_CONFIGS', 'CGDNet', 'CGDLoss', 'cgd_prefix', 'cgd_learner']
 
 # %% ../../nbs/60_papers.cgd.ipynb #990a8809
+from typing import TYPE_CHECKING
+
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 from ..backbones.nets import create_pool
 from ..losses.classes import LabelSmoothingCE
 from ..losses.pairs import BatchHardTripletLoss
-from ..training.learner import RetrievalLearner
-from ..training.runs import learner_from_recipe
+
+if TYPE_CHECKING:
+    from fgir.training.learner import RetrievalLearner
 
 # %% ../../nbs/60_papers.cgd.ipynb #c5490186
 GD_CONFIGS = ('S', 'M', 'G', 'SM', 'MS', 'SG', 'GS', 'MG', 'GM', 'SMG', 'MSG', 'GSM')
@@ -137,8 +140,10 @@ def cgd_learner(
     out='results', seed: int = 0,  # folder for all files; of all random choices
     precision: str = 'float32',  # 'bf16' is about twice as fast, on a CPU too
     **kwargs,  # to `retrieval_dls`: num_workers, device, bad…
-) -> RetrievalLearner:  # `fit_recipe` trains it
+) -> 'RetrievalLearner':  # `fit_recipe` trains it
     "The Learner of CGD: its network, loss, batches and schedule."
+    from fgir.training.runs import learner_from_recipe  # a network alone needs no fastai
+
     learn = learner_from_recipe(
         'cgd', table, out=out, loaders=kwargs, backbone=backbone, weights=weights,
         pretrained=pretrained, net=dict(gd_config=gd_config, feature_dim=feature_dim),

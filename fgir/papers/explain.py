@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.images import load_image
-from ..data.transforms import get_transforms
+from ..data.transforms import transform_to_test
 from fgir.features.extraction import (
     as_descriptor,
     device_of,
@@ -59,7 +59,7 @@ def _as_input(
         say_crop(trained_crop(model), False, photo)
         image = load_image(photo)
     mean, std = _mean_std(model)
-    pixels = get_transforms(tfms, size)[1](image)
+    pixels = transform_to_test(tfms, size)(image)
     return ((pixels/255 - mean)/std)[None].to(device_of(model))
 
 # %% ../../nbs/62_papers.explain.ipynb #23228126

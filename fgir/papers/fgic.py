@@ -29,7 +29,7 @@ from ..backbones.nets import RetrievalNet, create_pool
 from ..backbones.saving import load_model
 from ..data.files import write_atomic
 from ..data.images import load_image, load_row
-from ..data.transforms import get_transforms
+from ..data.transforms import transform_to_test
 from ..features.extraction import evaluating, extract, say_crop, trained_crop
 from ..training.learner import RetrievalLearner
 from ..training.runs import learner_from_recipe
@@ -320,7 +320,7 @@ def classify_image(
     "The most probable classes; BadImage or OSError with the file's name if unreadable."
     net, made = _opened(model, size, tfms)
     say_crop(trained_crop(net), box is not None, path)
-    pixels = get_transforms(made['tfms'], made['size'])[1](load_image(path, box))
+    pixels = transform_to_test(made['tfms'], made['size'])(load_image(path, box))
     mean = torch.tensor(net.backbone.mean)[:, None, None]
     std = torch.tensor(net.backbone.std)[:, None, None]
     x = ((pixels/255 - mean)/std)[None].to(net.head.weight.device)
