@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -83,10 +84,10 @@ def _draw(
 # %% ../../nbs/45_features.retrieval.ipynb #87eabfb0
 def show_neighbours(
     table: pd.DataFrame,  # of the queries
-    queries: Sequence[int] | Tensor,  # (Q,) rows of the table
-    indices: Sequence[Sequence[int]] | Tensor,  # (Q, k) rows of the gallery, best first
+    queries: ArrayLike,  # (Q,) rows of the table
+    indices: ArrayLike,  # (Q, k) rows of the gallery, best first
     gallery: pd.DataFrame | None = None,  # its table; default the same table
-    scores: Sequence[Sequence[float]] | Tensor | None = None,  # (Q, k) numbers to show
+    scores: ArrayLike | None = None,  # (Q, k) numbers to show
     cell: float = 1.2,  # inches, side of an image
     crop: bool = False,  # crop to the boxes
 ) -> Figure:
