@@ -3,8 +3,14 @@ import pytest
 LONG = ['test_survival', 'test_cli', 'test_shards', 'test_published', 'test_cfga', 'test_synth', 'test_serve']
 
 def pytest_collection_modifyitems(items):
-    "Files of long tests first, so that the workers come to the end together."
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    """Who starts processes first, so that these tests are one worker's, which imports once for all of them.
+
+    Then files of long tests, so that the workers come to the end together.
+    """
+    def rank(item):
+        name = item.path.stem
+        return not item.get_closest_marker('processes'), LONG.index(name) if name in LONG else len(LONG)
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope='module')

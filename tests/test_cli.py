@@ -69,6 +69,7 @@ TRAIN = ('--backbone test_resnet --from-scratch --set net.gd_config=SM --set net
          '--epochs 1 --recalls 1,2 --valid 0.5 --workers 0 --device cpu').split()
 
 
+@pytest.mark.processes
 def test_the_whole_way(fish, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root, prefix = fish.attrs['root'], 'fish_uncropped_test_resnet_SM_16_0.1_0.5_0.1_8'
@@ -161,6 +162,7 @@ def test_a_pipe_is_left_out_like_any_bad_image(tmp_path, capsys):
     assert status == 0 and 'a/x.jpg' in err and len(Features.load(tmp_path/'x.safetensors')) == 2
 
 
+@pytest.mark.processes
 def test_cfga(fish, tmp_path, capsys, monkeypatch):
     """CFGA's arrays, files and checkpoints, and a search by one of the arrays."""
     monkeypatch.chdir(tmp_path)
@@ -184,6 +186,7 @@ def test_cfga(fish, tmp_path, capsys, monkeypatch):
     assert json.loads(found)[0]['path'] == features.table['path'][3]
 
 
+@pytest.mark.processes
 def test_program_checkpoint(fish, tmp_path, capsys, monkeypatch):
     """A checkpoint of the metric-learning programs is recognized; one that lacks a weight is refused by its name."""
     monkeypatch.chdir(tmp_path)
@@ -219,6 +222,7 @@ def test_demo_in_small(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path/'demo/fish/synth.json').read_text())['seed'] == 1
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize('words', ['extrct', 'extract', 'train', 'train pp', 'search a', 'index search a b --k 0', 'demo --seed -1',
                                    'extract x --out y --size big', 'demo --sed 1', 'prepare cub', 'evaluate'])
 def test_wrong_calls(words):
@@ -661,6 +665,7 @@ def test_help_is_complete(command, capsys):
     assert command in ('demo', 'recipes') or 'required' in words
 
 
+@pytest.mark.processes
 def test_every_command_is_listed():
     out = fgir()
     assert len(COMMANDS) > 10 and all(f'\n  {c.split()[0]} ' in out for c in COMMANDS)
@@ -686,6 +691,7 @@ def test_a_recipe_by_name(fish, tmp_path, capsys):
     refused(capsys, *words, '--resume', '--set', 'warm_up=1', says='cannot go on with warm_up=1')
 
 
+@pytest.mark.processes
 def test_two_processes_train_one_network(fish, tmp_path):
     out = fgir('train', 'pp_norm_softmax', fish.attrs['root'], *PROXIES, '--out', tmp_path, '--processes', 2)
     assert out.count('\nepoch ') == 2 and out.count('model descriptor') == 1
@@ -704,6 +710,7 @@ def test_the_words_of_a_recipe_stand_where_none_is_said(fish, tmp_path, capsys):
     assert 'R@10 ' in out and recipe['lr'] == {'backbone': 6e-4, 'head': 6e-4, 'loss': .1}
 
 
+@pytest.mark.processes
 def test_ctrl_c_ends_two_processes_in_one_line(fish, tmp_path):
     words = ['train', 'pp_norm_softmax', fish.attrs['root'], *PROXIES, '--out', tmp_path, '--processes', 2, '--epochs', 500]
     p = Fresh(command, *words)

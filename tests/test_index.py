@@ -184,6 +184,7 @@ def search_with_patched_faiss():
         assert len(index) == 320
 
 
+@pytest.mark.processes
 def test_a_process_in_which_faiss_was_patched_for_torch():
     "pytorch-metric-learning imports a module of faiss that replaces the methods of its indexes."
     done = Fresh(search_with_patched_faiss).end()
@@ -484,6 +485,7 @@ def save_on_full_disk(path):
     index.save(path, force=True)
 
 
+@pytest.mark.processes
 def test_a_full_disk_leaves_the_gallery_as_it_was(tmp_path):
     path = Index.build(many(300)).save(tmp_path/'g.safetensors')
     before = path.read_bytes()
@@ -658,6 +660,7 @@ def images_in_database(db, file=None):
     print(len(index), index.info()['images'])
 
 
+@pytest.mark.processes
 def test_a_database_is_opened_by_another_process(features, tmp_path):
     pytest.importorskip('pymilvus')
     features.save(tmp_path/'f.safetensors')

@@ -162,6 +162,7 @@ def finish(run):
     return int(done.stdout.split('trained:')[1])
 
 
+@pytest.mark.processes
 def test_killed_run_resumes_to_the_same_statistics(table, tmp_path):
     whole = start_run(table, tmp_path/'whole')
     killed = start_run(table, tmp_path/'killed')

@@ -564,6 +564,7 @@ def search_before_and_after(where):
     assert torch.equal(before[1], after[1])
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("where", ["cuda.matmul", "mkldnn.matmul"])
 def test_precision_in_the_new_words_of_torch(where):
     "Wherever a user has allowed less than float32, the search is as exact as before."

@@ -362,6 +362,7 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
     assert capsys.readouterr().err == 'fgir: the page needs gradio: pip install "fgir[app]"\n'
 
 
+@pytest.mark.processes
 def test_the_command_serves_until_it_is_ended_and_leaves_no_upload(tmp_path, fish):
     (tmp_path/'tmp').mkdir()
     torch.save(network().backbone.state_dict(), tmp_path/'net.pth')

@@ -56,6 +56,7 @@ def extract_in_group(root, weights, out):
     distributed.destroy_process_group()
 
 
+@pytest.mark.processes
 def test_two_processes_of_a_group_make_the_file_of_one(fish, weights, tmp_path):
     "torch.distributed over gloo: the shares are those of the ranks, the file is the same to the last bit."
     (tmp_path/'out').mkdir()
@@ -68,6 +69,7 @@ def test_two_processes_of_a_group_make_the_file_of_one(fish, weights, tmp_path):
     assert {k: v for k, v in two.record.items() if k != 'date'} == {k: v for k, v in one.record.items() if k != 'date'}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize('way', ['processes', 'torchrun', 'shares'])
 def test_the_command_line_in_shares(fish, weights, tmp_path, way):
     out = tmp_path/'out'

@@ -30,7 +30,7 @@ from fgir.training.runs import learner_from_recipe
 
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8, epochs=4, valid=.5, lr=1e-3, warm_up=0,
              drop_last=True)
-pytestmark = pytest.mark.usefixtures('one_thread')
+pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.processes]
 
 
 @pytest.fixture(autouse=True)
