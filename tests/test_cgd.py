@@ -109,7 +109,7 @@ def test_only_the_resnets_of_torchvision_have_the_strides_of_the_program(table, 
 
 
 def test_run_leaves_the_files_of_the_program_and_never_overwrites(table, tmp_path):
-    learn = tiny(table, tmp_path)
+    learn = tiny(table, tmp_path, backbone='test_resnet')
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
     stats = pd.read_csv(tmp_path/f'{learn.prefix}_statistics.csv', index_col='epoch')
     assert list(stats.index) == [1, 2]
@@ -121,7 +121,7 @@ def test_run_leaves_the_files_of_the_program_and_never_overwrites(table, tmp_pat
     pictures = list(tmp_path.rglob('retrieval_img_*.jpg'))
     assert len(pictures) == 2*3 and len(list(tmp_path.rglob('query_img.jpg'))) == 2
     with pytest.raises(FileExistsError): save_results(learn, table, progress=False)
-    with pytest.raises(FileExistsError, match='earlier run'): tiny(table, tmp_path).fit_recipe()
+    with pytest.raises(FileExistsError, match='earlier run'): tiny(table, tmp_path, backbone='test_resnet').fit_recipe()
 
 
 def test_selecting_on_the_test_classes_says_so(table, tmp_path, capsys):
