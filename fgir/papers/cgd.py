@@ -154,7 +154,7 @@ def cgd_learner(
     **kwargs,  # to `retrieval_dls`: num_workers, device, bad…
 ) -> 'RetrievalLearner':  # `fit_recipe` trains it
     "The Learner of CGD: its network, loss, batches and schedule."
-    from fgir.training.runs import learner_from_recipe  # a network alone needs no fastai
+    from fgir.training.runs import learner_from_recipe  # brings fastai
 
     learn = learner_from_recipe(
         'cgd', table, out=out, loaders=kwargs, backbone=backbone, weights=weights,
