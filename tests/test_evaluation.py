@@ -20,23 +20,18 @@ from fgir.backbones.saving import load_model, save_model
 from fgir.data.fish import synth_dataset
 from fgir.data.table import image_path
 from fgir.evaluation.comparison import (
-    as_published,
     best_and_worst,
     caveats,
     class_recall,
     compare,
     content_key,
     describe_all,
-    differs_in,
     evaluate,
     is_measure,
     judge,
-    page,
-    report,
-    split_protocol,
-    table_html,
-    training_charts,
 )
+from fgir.evaluation.published import as_published, differs_in
+from fgir.evaluation.reports import page, report, split_protocol, table_html, training_charts
 from fgir.features.extraction import ColorHistogram, extract, photographs_of
 from fgir.features.metrics import confidence, first_hit_rank, recall_at_k, score_queries
 from fgir.features.store import Features

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from fgir.data.files import shared_dir
-from fgir.evaluation.comparison import evaluate, report
+from fgir.evaluation.comparison import evaluate
 from fgir.evaluation.published import KIND, known_numbers, published_numbers
+from fgir.evaluation.reports import report
 from fgir.features.store import Features
 from fgir.papers.formats import READERS
 
@@ -114,7 +115,7 @@ def test_the_file_comes_with_an_installed_package(tmp_path):
     wheel, = tmp_path.glob('*.whl')
     with ZipFile(wheel) as file: file.extractall(tmp_path/'installed')
     code = """import fgir.evaluation.published as p
-from fgir.evaluation.comparison import page
+from fgir.evaluation.reports import page
 assert '.tiles' in page('x')
 print(p.__file__, len(p.published_numbers()))"""
     env = {**os.environ, 'PYTHONPATH': str(tmp_path/'installed')}

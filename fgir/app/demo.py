@@ -128,7 +128,7 @@ def _save(files: dict[str, Path], described: dict, learn, results, command: str)
     "Write the features of the trained network, six searches, and the report."
     import pandas as pd
 
-    from fgir.evaluation.comparison import report
+    from fgir.evaluation.reports import report
 
     features = described['trained network']
     features.save(files['features'], force=True)

@@ -402,8 +402,8 @@ _Rerank = option(
 # %% ../../nbs/93_app.describe.ipynb #4a2f762b
 def _write_results(results: 'pd.DataFrame', features: dict, csv, report, again, force):
     from fgir.data.files import write_atomic
-    from fgir.evaluation.comparison import report as write_report
     from fgir.evaluation.published import known_numbers
+    from fgir.evaluation.reports import report as write_report
 
     if csv:
         with write_atomic(csv) as tmp: results.to_csv(tmp, index=False)

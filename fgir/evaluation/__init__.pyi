@@ -1,5 +1,4 @@
 from .comparison import (
-    as_published as as_published,
     best_and_worst as best_and_worst,
     best_row as best_row,
     caveats as caveats,
@@ -7,18 +6,22 @@ from .comparison import (
     compare as compare,
     content_key as content_key,
     describe_all as describe_all,
-    differs_in as differs_in,
     evaluate as evaluate,
     is_measure as is_measure,
     judge as judge,
+    recall_columns as recall_columns,
+)
+from .published import (
+    KIND as KIND,
+    as_published as as_published,
+    differs_in as differs_in,
+    known_numbers as known_numbers,
+    published_numbers as published_numbers,
+)
+from .reports import (
     page as page,
     report as report,
     split_protocol as split_protocol,
     table_html as table_html,
     training_charts as training_charts,
-)
-from .published import (
-    KIND as KIND,
-    known_numbers as known_numbers,
-    published_numbers as published_numbers,
 )

@@ -59,9 +59,7 @@ class Store(Protocol):
     def present(self, paths: Sequence[str]) -> list[str]:
         "Which of these paths are in the gallery."
     def classes(self) -> dict[str, int]: "Names of the classes and their labels."
-    def shape(
-        self, names: Sequence[str]
-    ) -> tuple[list[str], str | None, dict[str, int], int]:
+    def shape(self, names: Sequence[str]) -> tuple[list, str | None, dict, int]:
         "Columns, folder, labels of the classes with these names, first free label."
     def add(self, vectors: np.ndarray, more: pd.DataFrame) -> None:
         "Put images in; they replace those of the same path."

@@ -47,7 +47,7 @@ class Store(Protocol):
     def classes(self) -> dict[str, int]:
         """Names of the classes and their labels."""
 
-    def shape(self, names: Sequence[str]) -> tuple[list[str], str | None, dict[str, int], int]:
+    def shape(self, names: Sequence[str]) -> tuple[list, str | None, dict, int]:
         """Columns, folder, labels of the classes with these names, first free label."""
 
     def add(self, vectors: np.ndarray, more: pd.DataFrame) -> None:

@@ -109,6 +109,20 @@ class CGDLoss(nn.Module):
         "The most probable class of each image, (B,)."
         return output[1].argmax(dim=1)
 
+# %% ../../nbs/60_papers.cgd.ipynb #5ec1pe02
+RECIPES = dict(cgd=dict(
+    about='combined global descriptors', source='CGD', strides=[1, 2], tfms='cgd',
+    batch_size=128, per_class=4,
+    net=dict(name='CGDNet', gd_config='SG', feature_dim=1536),
+    loss=dict(name='CGDLoss', smoothing=.1, temperature=.5, margin=.1),
+    schedule=dict(name='steps', at=[12, 16], of=20, gamma=.1), valid='test',
+    quirks=['bn_affine', 'test_selection', 'third_stage']))
+
+QUIRKS = dict(third_stage=dict(
+    what="the stride is taken from ResNet's third stage, "
+         "where the paper draws the fourth",
+    entry='strides', undone=[2, 1], is_there=lambda v: list(v) == [1, 2]))
+
 # %% ../../nbs/60_papers.cgd.ipynb #5e1d8e2e
 def cgd_prefix(
     recipe: dict,  # the settings of a run, see `get_recipe`
@@ -128,11 +142,9 @@ def cgd_learner(
     gd_config: str = 'SG',  # one of `GD_CONFIGS`
     feature_dim: int = 1536,  # length of the embedding
     smoothing: float = .1, temperature: float = .5, margin: float = .1,  # see `CGDLoss`
-    batch_size: int = 128,  # images a batch, divisible by `per_class`
-    epochs: int = 20,  # times through the training images
+    batch_size: int = 128, epochs: int = 20,  # images a batch; times through all
     backbone: str = 'resnet50',  # name of `create_backbone`
-    weights=None,  # file, tag or address; None: the backbone's default ones
-    pretrained: bool = True,  # False: random weights
+    weights=None, pretrained: bool = True,  # file, tag or address; False: random ones
     crop: bool = False, size: int = 224,  # crop to boxes; pixels of the square input
     per_class: int = 4, lr: float = 1e-4,  # images a class in a batch; rate of Adam
     recalls=(1, 2, 4, 8),  # the K of Recall@K; the epoch is picked by the first
@@ -142,7 +154,7 @@ def cgd_learner(
     **kwargs,  # to `retrieval_dls`: num_workers, device, bad…
 ) -> 'RetrievalLearner':  # `fit_recipe` trains it
     "The Learner of CGD: its network, loss, batches and schedule."
-    from fgir.training.runs import learner_from_recipe  # a network alone needs no fastai
+    from fgir.training.runs import learner_from_recipe  # brings fastai
 
     learn = learner_from_recipe(
         'cgd', table, out=out, loaders=kwargs, backbone=backbone, weights=weights,
@@ -152,17 +164,3 @@ def cgd_learner(
         size=size, ks=list(recalls), valid=valid, seed=seed, precision=precision)
     learn.prefix = cgd_prefix(learn.recipe, data_name or table.attrs['dataset'])
     return learn
-
-# %% ../../nbs/60_papers.cgd.ipynb #5ec1pe02
-RECIPES = dict(cgd=dict(
-    about='combined global descriptors', source='CGD', strides=[1, 2], tfms='cgd',
-    batch_size=128, per_class=4,
-    net=dict(name='CGDNet', gd_config='SG', feature_dim=1536),
-    loss=dict(name='CGDLoss', smoothing=.1, temperature=.5, margin=.1),
-    schedule=dict(name='steps', at=[12, 16], of=20, gamma=.1), valid='test',
-    quirks=['bn_affine', 'test_selection', 'third_stage']))
-
-QUIRKS = dict(third_stage=dict(
-    what="the stride is taken from ResNet's third stage, "
-             "where the paper draws the fourth",
-    entry='strides', undone=[2, 1], is_there=lambda v: list(v) == [1, 2]))

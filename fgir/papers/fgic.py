@@ -143,6 +143,15 @@ class AccuracyEval(Callback):
 @patch
 def scorer(self: Classifier, ks=(1, 5)) -> Callback: return AccuracyEval(ks)
 
+# %% ../../nbs/64_papers.fgic.ipynb #5ec1pe12
+RECIPES = dict(fgic=dict(
+    about='classifier with label smoothing', source='FGIC', tfms='fgic', size=448,
+    net=dict(name='Classifier'), optimizer=dict(name='sgd', momentum=.9),
+    lr=.025, wd=5e-4,
+    loss=dict(name='LabelSmoothingCE', smoothing=.1, temperature=1., spread='others'),
+    schedule=dict(name='cosine'), epochs=128, freeze_bn='', valid='test',
+    hold_out='images', ks=[1, 5], seed=2020, quirks=['test_selection']))
+
 # %% ../../nbs/64_papers.fgic.ipynb #9ed1666c
 def epoch_rate(
     r: dict,  # a recipe
@@ -196,14 +205,12 @@ def fgic_learner(
     table: pd.DataFrame,  # train and test rows of the same classes
     arch: str = 'resnet50',  # backbone, a name of `create_backbone`
     size: int = 448,  # pixels of the square network input
-    weights=None,  # file, tag or address; None: the backbone's default ones
-    pretrained: bool = True,  # False: random weights
+    weights=None, pretrained: bool = True,  # file, tag or address; False: random ones
     epochs: int = 128, batch_size: int = 64,
     lr: float | None = None,  # rate of the first epoch; default .1*batch_size/256
     smoothing: float = .1,  # of the labels, 0..1
-    precision: str = 'float32',  # 'bf16' or 'fp16' are faster
+    precision: str = 'float32', crop: bool = False,  # 'bf16' is faster; cut to boxes
     valid: float | str = 'test',  # picks the epoch: a fraction, 'test' or 'last'
-    crop: bool = False,  # crop each image by its box
     out='results', seed: int = 2020,  # folder for all files; of all random choices
     data_name: str | None = None,  # first word of the file names; default the data set
     **kwargs,  # to `retrieval_dls`: num_workers, device, bad…
@@ -349,12 +356,11 @@ def closest_classes(
     n: int = 10,  # pairs, at most
 ) -> pd.DataFrame:  # a, b, a_as_b, b_as_a, confused (their sum), share of the images
     "The pairs of classes most often taken for each other; none that never is."
-    c, names = counts.to_numpy(), counts.index.to_numpy()
+    c, names, images = counts.to_numpy(), counts.index, counts.sum(axis=1).to_numpy()
     i, j = np.triu_indices(len(c), 1)
-    columns = dict(a=list(names[i]), b=list(names[j]), a_as_b=c[i, j], b_as_a=c[j, i])
-    pairs = pd.DataFrame(columns)
+    pairs = pd.DataFrame(dict(a=names[i], b=names[j], a_as_b=c[i, j], b_as_a=c[j, i]))
     pairs['confused'] = pairs['a_as_b'] + pairs['b_as_a']
-    pairs['share'] = pairs['confused']/np.maximum(1, c.sum(1)[i] + c.sum(1)[j])
+    pairs['share'] = pairs['confused']/np.maximum(1, images[i] + images[j])
     pairs = pairs[pairs['confused'] > 0]
     order = dict(ascending=False, kind='stable', ignore_index=True)
     return pairs.sort_values('confused', **order)[:n]
@@ -369,6 +375,7 @@ def _most_confused(counts: pd.DataFrame, n: int) -> list:
     names = [*pairs[['a', 'b']].to_numpy().ravel(), *counts.index]
     return list(dict.fromkeys(names))[:n]
 
+# %% ../../nbs/64_papers.fgic.ipynb #6235cbfd
 def show_confusion(
     counts: pd.DataFrame,  # from `confusion`
     n: int = 8,  # classes to draw, those of the closest pairs first
@@ -412,12 +419,3 @@ def show_closest(
                 ax.imshow(load_row(table, i, crop))
     plt.close(fig)
     return fig
-
-# %% ../../nbs/64_papers.fgic.ipynb #5ec1pe12
-RECIPES = dict(fgic=dict(
-    about='classifier with label smoothing', source='FGIC', tfms='fgic', size=448,
-    net=dict(name='Classifier'), optimizer=dict(name='sgd', momentum=.9),
-    lr=.025, wd=5e-4,
-    loss=dict(name='LabelSmoothingCE', smoothing=.1, temperature=1., spread='others'),
-    schedule=dict(name='cosine'), epochs=128, freeze_bn='', valid='test',
-    hold_out='images', ks=[1, 5], seed=2020, quirks=['test_selection']))
