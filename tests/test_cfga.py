@@ -23,7 +23,8 @@ from torchvision.models import (
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fgir.backbones.nets import RetrievalNet
-from fgir.backbones.registry import create_backbone, read_weights
+from fgir.backbones.registry import create_backbone
+from fgir.backbones.weights import read_weights
 from fgir.papers.cfga import (
     CFGA,
     LOSSES,
