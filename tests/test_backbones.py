@@ -22,8 +22,9 @@ from torchvision.models import ResNet50_Weights, densenet121, get_model, googlen
 from fgir.backbones import registry, saving
 from fgir.backbones.classic import BNInception, BVLCGoogLeNet, ResponseNorm
 from fgir.backbones.nets import POOLS, Pooled, RetrievalNet, count_operations, count_parameters, create_pool
-from fgir.backbones.registry import BACKBONES, as_backbone, create_backbone, load_weights, read_weights
+from fgir.backbones.registry import BACKBONES, as_backbone, create_backbone
 from fgir.backbones.saving import load_model, name_today, read_record, read_tensors, save_model
+from fgir.backbones.weights import load_weights, read_weights
 from fgir.data.files import shared_dir
 from fgir.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fgir.papers.cgd import CGDNet
@@ -192,7 +193,8 @@ def test_timm_tag_is_asked_for_by_name(monkeypatch):
         asked.append((name, pretrained))
         return create(name, pretrained=False, **kwargs)
     monkeypatch.setattr(timm, 'create_model', fake)
-    assert create_backbone('test_vit', weights='r160_in1k').config['name'] == 'test_vit.r160_in1k'
+    net = create_backbone('test_vit', weights='r160_in1k')
+    assert net.config['name'] == 'test_vit.r160_in1k' and net.pretraining == 'timm test_vit.r160_in1k'
     create_backbone('test_vit')
     create_backbone('test_vit', pretrained=False)
     assert asked == [('test_vit.r160_in1k', True), ('test_vit', True), ('test_vit', False)]
@@ -289,7 +291,8 @@ def test_names_of_published_weights(monkeypatch):
     asked, state = [], {k: v for k, v in get_model('resnet50', weights=None).state_dict().items()}
     monkeypatch.setattr(registry, 'read_weights', lambda source: asked.append(source) or state)
     for weights in (None, 'IMAGENET1K_V1', 'IMAGENET1K_V2', 'DEFAULT', ResNet50_Weights.IMAGENET1K_V2):
-        create_backbone('resnet50', weights=weights)
+        net = create_backbone('resnet50', weights=weights)
+        assert net.pretraining == f'torchvision {weights or "IMAGENET1K_V1"}'
     v1, v2 = (ResNet50_Weights[f'IMAGENET1K_{v}'].url for v in ('V1', 'V2'))
     assert asked == [v1, v1, v2, v2, v2]
     with pytest.raises(ValueError, match='IMAGENET1K_V1, IMAGENET1K_V2'): create_backbone('resnet50', weights='V3')

@@ -23,22 +23,21 @@ from torchvision.models import (
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fgir.backbones.nets import RetrievalNet
-from fgir.backbones.registry import create_backbone, read_weights
+from fgir.backbones.registry import create_backbone
+from fgir.backbones.weights import read_weights
 from fgir.papers.cfga import (
     CFGA,
     LOSSES,
     POOLED,
     PROGRAM_NETWORKS,
-    Capture,
     Describe,
     activation_mask,
-    aggregate,
     default_layers,
-    filter_change,
     largest_component,
     pool_masked,
     program_descriptor,
 )
+from fgir.papers.gradients import Capture, aggregate, filter_change
 from fgir.papers.programs import load_program_model
 
 SIX = [f'layer4.{b}.conv{c}' for b in (1, 2) for c in (1, 2, 3)]

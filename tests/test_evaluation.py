@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fgir.backbones.nets import Pooled, RetrievalNet
-from fgir.backbones.registry import _origin, create_backbone
+from fgir.backbones.registry import create_backbone
 from fgir.backbones.saving import load_model, save_model
 from fgir.data.fish import synth_dataset
 from fgir.data.table import image_path
@@ -184,7 +184,6 @@ def test_weights_say_where_they_come_from(fish, tmp_path):
                         (Views(again), 'file squeeze.safetensors'), (lambda x: x.mean((2, 3)), 'not recorded')]:
         assert set(evaluate(extract(model, test, **how))['pretraining']) == {says}
     assert older['pretraining'] == 'file squeeze.safetensors'
-    assert (_origin('resnet50', None), _origin('vit_tiny.tag', None)) == ('torchvision IMAGENET1K_V1', 'timm vit_tiny.tag')
 
 
 def test_projections_and_precision_are_in_the_table(fish):

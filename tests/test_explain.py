@@ -7,8 +7,9 @@ from torchvision.models import resnet18
 
 from fgir.backbones.nets import Pooled, RetrievalNet
 from fgir.backbones.registry import create_backbone
-from fgir.papers.cfga import CFGA, Call, Describe
+from fgir.papers.cfga import CFGA, Describe
 from fgir.papers.explain import _grid, _on_grid, evidence
+from fgir.papers.gradients import Call
 
 def small_net(name: str) -> nn.Module:
     torch.manual_seed(0)

@@ -269,7 +269,7 @@ def test_a_model_is_loaded_without_fetching_anything(tmp_path, monkeypatch, mode
     def fetch(*args, **kwargs): raise AssertionError(f'fetched {args}')
     import urllib.request
 
-    monkeypatch.setattr('fgir.backbones.registry._fetch', fetch)
+    monkeypatch.setattr('fgir.backbones.weights._fetch', fetch)
     monkeypatch.setattr(urllib.request, 'urlopen', fetch)
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', fetch)
     record, tensors = read_record(model), load_file(model)

@@ -18,15 +18,8 @@ from fgir.losses.pairs import (
     log1p_sum_exp,
     multi_similarity_pairs,
 )
-from fgir.losses.proxies import (
-    MovingProxyLoss,
-    NormSoftmaxLoss,
-    PositiveProxyLoss,
-    ProxyAnchorLoss,
-    ProxyLoss,
-    ProxyNCALoss,
-    init_proxies,
-)
+from fgir.losses.positive import MovingProxyLoss, PositiveProxyLoss
+from fgir.losses.proxies import NormSoftmaxLoss, ProxyAnchorLoss, ProxyLoss, ProxyNCALoss, init_proxies
 
 def wave(rows, cols, a, b):
     i, j = torch.arange(rows, dtype=torch.float64)[:, None], torch.arange(cols, dtype=torch.float64)[None]

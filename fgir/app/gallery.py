@@ -116,7 +116,7 @@ def _refuse_addresses(found: dict, of: str):
 
 # %% ../../nbs/91_app.gallery.ipynb #760b2b92
 def _is_file(key: str, name: str) -> bool:
-    from fgir.backbones.registry import WEIGHT_FILES
+    from fgir.backbones.weights import WEIGHT_FILES
 
     return key == 'model' or '/' in name or Path(name).suffix in WEIGHT_FILES
 

@@ -20,13 +20,8 @@ from .nets import (
 from .registry import (
     BACKBONES as BACKBONES,
     PROGRAM_NAMES as PROGRAM_NAMES,
-    WEIGHT_FILES as WEIGHT_FILES,
     as_backbone as as_backbone,
     create_backbone as create_backbone,
-    first_line as first_line,
-    load_weights as load_weights,
-    read_weights as read_weights,
-    tokens_to_map as tokens_to_map,
 )
 from .saving import (
     build_model as build_model,
@@ -36,4 +31,18 @@ from .saving import (
     read_tensors as read_tensors,
     save_model as save_model,
     save_tensors as save_tensors,
+)
+from .towers import (
+    as_feature_network as as_feature_network,
+    build_timm as build_timm,
+    cut_timm as cut_timm,
+    tokens_to_map as tokens_to_map,
+)
+from .weights import (
+    HEAD_PREFIXES as HEAD_PREFIXES,
+    WEIGHT_FILES as WEIGHT_FILES,
+    first_line as first_line,
+    is_weight_file as is_weight_file,
+    load_weights as load_weights,
+    read_weights as read_weights,
 )

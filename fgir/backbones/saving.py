@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .registry import create_backbone, first_line
+from .registry import create_backbone
+from .weights import first_line
 from ..data.files import OpenFile, lay_out, parse_json, write_atomic
 
 # %% ../../nbs/24_backbones.saving.ipynb #e878afb1

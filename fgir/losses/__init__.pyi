@@ -1,3 +1,11 @@
+from .circle import (
+    KINDS as KINDS,
+    POINTS as POINTS,
+    PROXIES as PROXIES,
+    on_circle as on_circle,
+    show_descent as show_descent,
+    show_turn as show_turn,
+)
 from .classes import (
     ArcFaceLoss as ArcFaceLoss,
     CosFaceLoss as CosFaceLoss,
@@ -14,13 +22,17 @@ from .pairs import (
     multi_similarity_pairs as multi_similarity_pairs,
     without_autocast as without_autocast,
 )
+from .positive import (
+    MovingProxyLoss as MovingProxyLoss,
+    PositiveProxyLoss as PositiveProxyLoss,
+)
 from .proxies import (
     PROXY_INITS as PROXY_INITS,
-    MovingProxyLoss as MovingProxyLoss,
     NormSoftmaxLoss as NormSoftmaxLoss,
-    PositiveProxyLoss as PositiveProxyLoss,
     ProxyAnchorLoss as ProxyAnchorLoss,
     ProxyLoss as ProxyLoss,
     ProxyNCALoss as ProxyNCALoss,
+    anchor_loss as anchor_loss,
+    anchor_pull as anchor_pull,
     init_proxies as init_proxies,
 )

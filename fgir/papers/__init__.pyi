@@ -3,16 +3,9 @@ from .cfga import (
     LOSSES as LOSSES,
     POOLED as POOLED,
     PROGRAM_NETWORKS as PROGRAM_NETWORKS,
-    Call as Call,
-    Capture as Capture,
     Describe as Describe,
     activation_mask as activation_mask,
-    aggregate as aggregate,
     default_layers as default_layers,
-    describe_call as describe_call,
-    filter_change as filter_change,
-    filter_matrices as filter_matrices,
-    forward_captured as forward_captured,
     largest_component as largest_component,
     pool_masked as pool_masked,
     program_descriptor as program_descriptor,
@@ -59,6 +52,16 @@ from .formats import (
     write_cfga_json as write_cfga_json,
     write_cgd_dicts as write_cgd_dicts,
     write_crops as write_crops,
+)
+from .gradients import (
+    Call as Call,
+    Capture as Capture,
+    aggregate as aggregate,
+    describe_call as describe_call,
+    filter_change as filter_change,
+    filter_matrices as filter_matrices,
+    forward_captured as forward_captured,
+    output_gradients as output_gradients,
 )
 from .programs import (
     cfga_feature_file as cfga_feature_file,

@@ -30,14 +30,8 @@ from fgir.features.extraction import (
     say_crop,
     trained_crop,
 )
-from fgir.papers.cfga import (
-    Call,
-    Describe,
-    aggregate,
-    describe_call,
-    filter_matrices,
-    forward_captured,
-)
+from .cfga import Describe
+from .gradients import Call, aggregate, describe_call, filter_matrices, forward_captured
 
 # %% ../../nbs/62_papers.explain.ipynb #f24a2172
 def _mean_std(model: nn.Module) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.nets import RetrievalNet
-from ..backbones.registry import create_backbone, load_weights, read_weights
+from ..backbones.registry import create_backbone
+from ..backbones.weights import load_weights, read_weights
 from ..data.files import write_atomic
 from ..data.table import make_table
 from ..features.store import Features
