@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..backbones.registry import as_backbone
-from ..features.extraction import as_descriptor, evaluating
+from ..features.descriptors import as_descriptor, evaluating
 
 # %% ../../nbs/61_papers.cfga.ipynb #23f9cb4e
 def _beside(label: Tensor, none: int) -> Tensor:
