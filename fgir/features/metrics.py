@@ -96,8 +96,8 @@ def measure(name: str) -> tuple[Callable, Callable]:
     "A function of `Answers`, and from the largest class how many it looks at."
     cut = re.fullmatch(r"(.+) \(first ([1-9]\d*)\)", name)
     if cut: return _cut_measure(cut[1], int(cut[2]))
-    if name in OVER_ALL:
-        return OVER_ALL[name], lambda largest: math.inf if name == "MRR" else largest
+    if name == "MRR": return OVER_ALL[name], lambda largest: math.inf
+    if name in OVER_ALL: return OVER_ALL[name], lambda largest: largest
     parts = re.fullmatch(r"(R@|P@|mAP@)([1-9]\d*)(/hits)?", name)
     kind = parts and parts[1] + (parts[3] or "")
     if kind not in AT_K:
