@@ -8,21 +8,17 @@ Docs: https://fgir.github.io/fgir/features.descriptors.html.md"""
 __all__ = ['ColorHistogram', 'evaluating', 'normalization_of', 'device_of', 'as_descriptor', 'trained_crop', 'crop_for',
            'CropWarning', 'say_crop']
 
-# %% ../../nbs/47_features.descriptors.ipynb #5ef7238c
+# %% ../../nbs/47_features.descriptors.ipynb #a6e46323
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
-
-if TYPE_CHECKING:
-    from fgir.data.batches import RetrievalDL
 
 # %% ../../nbs/47_features.descriptors.ipynb #e3dcf0a8
 def _color_cells(rgb: Tensor, bins: int) -> Tensor:
@@ -87,7 +83,7 @@ def as_descriptor(model: Callable) -> Callable:
     own = isinstance(getattr(type(model), "descriptor", None), property)
     return model.descriptor if own else model
 
-# %% ../../nbs/47_features.descriptors.ipynb #9957fc41
+# %% ../../nbs/47_features.descriptors.ipynb #262f343a
 def trained_crop(descriptor: Callable) -> bool | None:
     "Whether a network was trained on boxes; None if untrained, or not known."
     parts = descriptor.modules() if isinstance(descriptor, nn.Module) else [descriptor]
@@ -95,7 +91,7 @@ def trained_crop(descriptor: Callable) -> bool | None:
 
 def crop_for(
     descriptor: Callable,
-    data: 'pd.DataFrame | RetrievalDL',  # a loader has decided
+    data: object,  # a table, or a loader of one, which has decided
     crop: bool | None = None,  # what was asked for
 ) -> bool:
     "Whether to cut to the boxes: as asked, else as in training if there are boxes."
