@@ -5,7 +5,7 @@ python benchmarks/intervals.py [coverage] [compare] [power] [--repeats 4000]    
 Classes are drawn from a population whose mean recall is known. The recall of a class is beta distributed around R@1 with a
 correlation of its queries of 0 (all classes alike), 0.05, 0.1, 0.2 or 0.3 (at R@1 = 0.7 the classes' standard deviation is then
 0.25); its queries succeed by that chance. Sizes: 20 queries each, 5 each, log-normal (median 12, factor e a standard deviation)
-or Zipf's (100, 50, 33, 25…, at least 2). An interval is of fgir's own code, `fgir.features.metrics._interval`.
+or Zipf's (100, 50, 33, 25…, at least 2). An interval is of fgir's own code, `fgir.features.intervals._interval`.
 
 Two descriptors that are compared have the same mean; classes differ in both alike (correlation 0 or 0.2), and in each by itself
 besides (0 or 0.1); 7 of 10 of their queries succeed or fail together as far as the two chances allow. Power: the second is better
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from fgir.features.metrics import _interval
+from fgir.features.intervals import _interval
 
 CLASSES, RECALLS, ALIKE = (2, 3, 4, 5, 7, 10, 20, 50, 100), (.3, .5, .7, .9, .95, .99), (0, .05, .1, .2, .3)
 SIZES = {"20 each": lambda n: np.full(n, 20), "5 each": lambda n: np.full(n, 5),

@@ -18,7 +18,8 @@ from fgir.data.fish import synth_dataset
 from fgir.data.images import load_row
 from fgir.data.readers import read_cub
 from fgir.data.table import BOX, image_path
-from fgir.features.extraction import CropWarning, crop_for, extract, say_crop, trained_crop
+from fgir.features.descriptors import CropWarning, crop_for, say_crop, trained_crop
+from fgir.features.extraction import extract
 from fgir.features.shards import extract_shard
 from fgir.features.store import Features
 from fgir.gallery.index import Index

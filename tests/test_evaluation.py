@@ -32,9 +32,12 @@ from fgir.evaluation.comparison import (
 )
 from fgir.evaluation.published import as_published, differs_in
 from fgir.evaluation.reports import page, report, split_protocol, table_html, training_charts
-from fgir.features.extraction import ColorHistogram, extract, photographs_of
-from fgir.features.metrics import confidence, first_hit_rank, recall_at_k, score_queries
+from fgir.features.descriptors import ColorHistogram
+from fgir.features.extraction import extract
+from fgir.features.intervals import confidence
+from fgir.features.metrics import first_hit_rank, recall_at_k, score_queries
 from fgir.features.store import Features
+from fgir.features.unfinished import photographs_of
 from fgir.gallery.rerank import Views, fit_pca
 from fgir.training.runs import describe_test, learner_from_recipe
 

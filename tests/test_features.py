@@ -22,9 +22,10 @@ from fgir.data.batches import retrieval_dls, table_dl
 from fgir.data.fish import synth_dataset
 from fgir.data.images import BadImage
 from fgir.data.readers import read_folder
-from fgir.features import extraction, store
+from fgir.features import store, unfinished
+from fgir.features.descriptors import ColorHistogram, evaluating
 from fgir.features.exact import neighbours
-from fgir.features.extraction import ColorHistogram, by_size, evaluating, extract
+from fgir.features.extraction import by_size, extract
 from fgir.features.metrics import recall_at_k
 from fgir.features.retrieval import evaluate_recall, save_retrieval_pictures, show_neighbours
 from fgir.features.store import Features
@@ -560,7 +561,7 @@ def test_stopped_at_the_last_moment(tmp_path, monkeypatch):
         return x.mean((2, 3))
     def stop(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(extraction._Store, "finish", stop)
+        m.setattr(unfinished.UnfinishedFeatures, "finish", stop)
         with pytest.raises(KeyboardInterrupt): extract(mean, table, 16, num_workers=0, out=out, progress=False)
     before = len(calls)
     assert len(extract(mean, table, 16, num_workers=0, out=out, progress=False)) == len(table) and len(calls) == before

@@ -359,12 +359,12 @@ def use(kind, path, verify=False):
 
 
 def check_part(path):
-    from fgir.features.extraction import _Store
+    from fgir.features.unfinished import UnfinishedFeatures
 
-    store = _Store(gallery().table, {}, 'float32', path.parent/'out')
+    store = UnfinishedFeatures(gallery().table, {}, 'float32', path.parent/'out')
     store.part, store.marks = path, path.with_suffix('.done')
     np.zeros(40, bool).tofile(store.marks)
-    store.map()
+    store._map()
     return Features(store.arrays, store.table)
 
 

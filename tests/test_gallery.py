@@ -10,6 +10,7 @@ from processes import begin
 
 import fgir.app.gallery
 import fgir.features.extraction
+import fgir.features.unfinished
 from fgir.app import cli
 from fgir.app.describe import SOURCE
 from fgir.app.gallery import source_of
@@ -130,8 +131,8 @@ def test_two_that_add_at_once_both_do(fish, gallery, tmp_path):
 
 def slowly(*words):
     "Call a command that takes its time after each image."
-    fill = fgir.features.extraction._Store.fill
-    fgir.features.extraction._Store.fill = lambda *a: (fill(*a), time.sleep(.05))
+    fill = fgir.features.unfinished.UnfinishedFeatures.fill
+    fgir.features.unfinished.UnfinishedFeatures.fill = lambda *a: (fill(*a), time.sleep(.05))
     return call(*words)
 
 
@@ -162,8 +163,8 @@ def test_commands_that_were_killed_go_on_and_are_in_nobodys_way(fish, gallery, c
         assert capsys.readouterr().err == (f'{str(part)[:-18]}: from another command that was interrupted; '
                                            'it is kept, delete it if nobody needs it\n')
         assert part.read_bytes() == kept and len(Index.load(gallery)) == 24
-    seen, fill = [], fgir.features.extraction._Store.fill
-    monkeypatch.setattr(fgir.features.extraction._Store, 'fill',
+    seen, fill = [], fgir.features.unfinished.UnfinishedFeatures.fill
+    monkeypatch.setattr(fgir.features.unfinished.UnfinishedFeatures, 'fill',
                         lambda self, rows, named: (seen.extend(rows), fill(self, rows, named)))
     assert not call(*add)
     assert len(seen) == 24 - done and len(Index.load(gallery)) == 48

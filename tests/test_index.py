@@ -17,8 +17,9 @@ import fgir.gallery.faiss
 from fgir.data.fish import synth_dataset
 from fgir.data.images import BadImage
 from fgir.data.table import image_path, make_table
+from fgir.features.descriptors import ColorHistogram
 from fgir.features.exact import neighbours
-from fgir.features.extraction import ColorHistogram, extract
+from fgir.features.extraction import extract
 from fgir.features.store import Features
 from fgir.gallery.faiss import KINDS, RANGES, FaissStore, complete_settings, unit_rows
 from fgir.gallery.index import Index, features_of, photo_table, show_search

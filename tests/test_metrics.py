@@ -16,12 +16,12 @@ from scipy import stats
 
 from fgir.features import exact as search
 from fgir.features.exact import neighbours
+from fgir.features.intervals import confidence
 from fgir.features.metrics import (
     AT_K,
     OVER_ALL,
     TIES,
     cluster_agreement,
-    confidence,
     first_hit_rank,
     list_name,
     measure,

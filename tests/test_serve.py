@@ -37,7 +37,8 @@ from fgir.backbones.nets import Pooled
 from fgir.backbones.registry import create_backbone
 from fgir.data.fish import synth_dataset
 from fgir.data.table import image_path
-from fgir.features.extraction import ColorHistogram, extract
+from fgir.features.descriptors import ColorHistogram
+from fgir.features.extraction import extract
 from fgir.gallery.index import Index
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)

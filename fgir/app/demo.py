@@ -78,7 +78,8 @@ def _run(
     table: 'pd.DataFrame', out: Path, seed: int = 0,
 ) -> tuple:  # Features by name, and the learner
     "Describe the test images by colors, and by the network before and after training."
-    from fgir.features.extraction import ColorHistogram, extract
+    from fgir.features.descriptors import ColorHistogram
+    from fgir.features.extraction import extract
     from fgir.training.runs import how_trained
 
     learn, test = _demo_learner(table, out, seed), pick_rows(table, 'test')

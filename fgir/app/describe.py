@@ -162,7 +162,7 @@ def load_descriptor(
     "Load a trained model or a backbone and make a descriptor of it."
     check_source(model, backbone, weights, pool, descriptor)
     from fgir.backbones.nets import Pooled
-    from fgir.features.extraction import as_descriptor
+    from fgir.features.descriptors import as_descriptor
 
     device = pick_device(device)
     net, kind, record = _load_network(model, backbone, weights)

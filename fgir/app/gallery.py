@@ -187,7 +187,7 @@ def _open_described(images: Path, rows: str) -> 'Features':
 def _part_of(gallery: str, descriptor, table, cut: dict) -> Path:
     "Where descriptions are kept until they are in a gallery."
     from fgir.data.table import image_path
-    from fgir.features.extraction import record_of, work_of
+    from fgir.features.unfinished import record_of, work_of
 
     files = [image_path(table, i) for i in range(len(table))]
     newest = max((f.stat().st_mtime_ns for f in files if f.exists()), default=0)

@@ -205,7 +205,7 @@ class RetrievalDL(TfmdDL):
         self.seed, self.epoch = seed, epoch
         self.rank, self.world_size = rank, world_size
         check_choice('sampler', sampler, tuple(SAMPLERS))
-        drop_last = shuffle if drop_last is None else drop_last
+        if drop_last is None: drop_last = shuffle
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last,
                          num_workers=num_workers, **kwargs)
         self.fake_l.generator = _Generator()
@@ -392,6 +392,14 @@ def _valid_rows(table: pd.DataFrame, valid: str | None) -> pd.Series:
                          'see hold_out_classes')
     return rows
 
+# %% ../../nbs/15_data.batches.ipynb #c0ffee15
+def _train_and_valid(table: pd.DataFrame, valid: str | None) -> list[pd.DataFrame]:
+    "The rows to train on and the rows to validate on, a table each."
+    rows = table['split'].eq('train'), _valid_rows(table, valid)
+    parts = [table[r].reset_index(drop=True) for r in rows]
+    if not len(parts[0]): raise ValueError("table: no rows of the split 'train'")
+    return parts
+
 # %% ../../nbs/15_data.batches.ipynb #b3734e16
 def _without_bad(
     table: pd.DataFrame, bad: str, crop: bool, progress: bool,
@@ -431,9 +439,7 @@ def retrieval_dls(
     train, test = get_transforms(tfms, size) if isinstance(tfms, str) else tfms
     if train is None: raise ValueError(f'tfms: {tfms!r} has no training half')
     table = _without_bad(table, bad, crop, progress)
-    rows = table['split'].eq('train'), _valid_rows(table, valid)
-    parts = [table[r].reset_index(drop=True) for r in rows]
-    if not len(parts[0]): raise ValueError("table: no rows of the split 'train'")
+    parts = _train_and_valid(table, valid)
     loader = partial(
         _loader, classes=_class_order(pd.concat(parts)), crop=crop, cache=cache,
         mean=mean, std=std, num_workers=num_workers, device=device, progress=progress)

@@ -20,13 +20,8 @@ import pandas as pd
 from fastprogress.fastprogress import progress_bar
 
 from ..features.exact import neighbours
-from fgir.features.metrics import (
-    TOO_FEW,
-    confidence,
-    first_hit_rank,
-    measure,
-    score_queries,
-)
+from ..features.intervals import TOO_FEW, confidence
+from ..features.metrics import first_hit_rank, measure, score_queries
 from ..features.retrieval import evaluate_recall, query_and_gallery, sides
 from ..features.store import Features
 
@@ -138,7 +133,7 @@ def caveats(results: pd.DataFrame) -> list[str]:
 # %% ../../nbs/70_evaluation.comparison.ipynb #851a6038
 def content_key(descriptor: Callable, table: pd.DataFrame, how: Mapping) -> str:
     "A short name for what features are made of: descriptor, weights, rows, settings."
-    from fgir.features.extraction import record_of
+    from fgir.features.unfinished import record_of
 
     made = record_of(descriptor, table, **how)
     made = {k: v for k, v in made.items() if k not in ('date', 'fgir', 'torch')}

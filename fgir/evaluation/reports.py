@@ -38,7 +38,7 @@ from fgir.evaluation.comparison import (
     recall_columns,
 )
 from .published import as_published, differs_in
-from ..features.metrics import TOO_FEW, confidence
+from ..features.intervals import TOO_FEW, confidence
 from ..features.store import Features
 
 # %% ../../nbs/73_evaluation.reports.ipynb #d6d5f8ca

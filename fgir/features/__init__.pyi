@@ -1,3 +1,14 @@
+from .descriptors import (
+    ColorHistogram as ColorHistogram,
+    CropWarning as CropWarning,
+    as_descriptor as as_descriptor,
+    crop_for as crop_for,
+    device_of as device_of,
+    evaluating as evaluating,
+    normalization_of as normalization_of,
+    say_crop as say_crop,
+    trained_crop as trained_crop,
+)
 from .exact import (
     BLOCK as BLOCK,
     MEMORY as MEMORY,
@@ -17,37 +28,24 @@ from .exact import (
     top as top,
 )
 from .extraction import (
-    ColorHistogram as ColorHistogram,
-    CropWarning as CropWarning,
-    NoneReadable as NoneReadable,
-    as_descriptor as as_descriptor,
     batch_size as batch_size,
     batches_of as batches_of,
     by_size as by_size,
-    crop_for as crop_for,
     describe_photo as describe_photo,
-    device_of as device_of,
-    evaluating as evaluating,
     extract as extract,
-    normalization_of as normalization_of,
-    photographs_of as photographs_of,
     precision_of as precision_of,
-    record_of as record_of,
-    refuse_twice as refuse_twice,
-    say_crop as say_crop,
-    trained_crop as trained_crop,
-    work_of as work_of,
-    write_rows as write_rows,
+)
+from .intervals import (
+    TOO_FEW as TOO_FEW,
+    confidence as confidence,
 )
 from .metrics import (
     AT_K as AT_K,
     OVER_ALL as OVER_ALL,
     TIES as TIES,
-    TOO_FEW as TOO_FEW,
     Answers as Answers,
     check_ranks as check_ranks,
     cluster_agreement as cluster_agreement,
-    confidence as confidence,
     first_hit_rank as first_hit_rank,
     list_name as list_name,
     measure as measure,
@@ -73,4 +71,13 @@ from .store import (
     open_features as open_features,
     pack_column as pack_column,
     read_features as read_features,
+)
+from .unfinished import (
+    NoneReadable as NoneReadable,
+    UnfinishedFeatures as UnfinishedFeatures,
+    photographs_of as photographs_of,
+    record_of as record_of,
+    refuse_twice as refuse_twice,
+    work_of as work_of,
+    write_rows as write_rows,
 )

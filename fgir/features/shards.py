@@ -20,21 +20,17 @@ from torch import Tensor
 from ..data.batches import TableImages, own_share
 from ..data.files import alone_with, in_use, say
 from ..data.transforms import TRANSFORMS, transform_to_test
-from fgir.features.extraction import (
+from .descriptors import crop_for, device_of
+from .extraction import batch_size, batches_of, extract, precision_of
+from .store import Features
+from fgir.features.unfinished import (
     NoneReadable,
-    batch_size,
-    batches_of,
-    crop_for,
-    device_of,
-    extract,
     photographs_of,
-    precision_of,
     record_of,
     refuse_twice,
     work_of,
     write_rows,
 )
-from .store import Features
 
 # %% ../../nbs/44_features.shards.ipynb #bc913cb2
 def _shard_rows(
@@ -103,6 +99,7 @@ def _load_share(
                          'delete it')
     return part, rows
 
+# %% ../../nbs/44_features.shards.ipynb #dd370813
 def _merge_shards(
     table: pd.DataFrame,  # all images, in order
     out: Path,  # file to write
@@ -143,6 +140,21 @@ def _describe_share(descriptor: Callable, table: pd.DataFrame, file: Path, **how
         try: extract(descriptor, table, out=file, **how)
         except NoneReadable as e: Features({}, table.iloc[:0], e.record).save(file)
 
+# %% ../../nbs/44_features.shards.ipynb #f614595f
+def _share_facts(table: pd.DataFrame, cut: dict, facts: Mapping | None) -> dict:
+    "What the record of every share says of the whole."
+    of_all = dict(photographs=photographs_of(table, cut['crop']))
+    return {**of_all, **(facts or {}), _BATCH: cut['bs']}
+
+# %% ../../nbs/44_features.shards.ipynb #31dbd989
+def _work(descriptor, table, cut, facts, device, dtype='float32', note='', **_) -> str:
+    "Twelve digits for the work that shares belong to, whatever software does it."
+    size = cut['size'] or TRANSFORMS[cut['tfms']]['size']
+    record = record_of(
+        descriptor, table, tfms=cut['tfms'], size=size, crop=cut['crop'],
+        autocast=precision_of(device), dtype=dtype, note=note)
+    return work_of(table, record | facts, but=('date', 'fgir', 'torch'))
+
 # %% ../../nbs/44_features.shards.ipynb #6493f03a
 def extract_shard(
     descriptor: Callable[[Tensor], Tensor | Mapping[str, Tensor]],  # as in `extract`
@@ -154,6 +166,7 @@ def extract_shard(
     bs: int | None = None,
     crop: bool | None = None,
     device: str | torch.device | None = None,
+    facts: Mapping | None = None,
     force: bool = False,  # overwrite `out`; finished shares are kept
     **kwargs,  # more of `extract`
 ) -> Features | None:  # of all images, or None as long as other shares are missing
@@ -161,22 +174,17 @@ def extract_shard(
     out, (i, n) = Path(out), shard or own_share()
     refuse_twice(table, 'table')
     device = torch.device(device) if device else device_of(descriptor)
-    crop = crop_for(descriptor, table, crop)
-    cut = dict(size=size, tfms=tfms, bs=bs or batch_size(device, size, tfms), crop=crop)
+    crop, bs = crop_for(descriptor, table, crop), bs or batch_size(device, size, tfms)
+    cut = dict(size=size, tfms=tfms, bs=bs, crop=crop)
     if out.exists() and not force:
         raise FileExistsError(f'{out} exists; force=True overwrites it')
-    facts = dict(photographs=photographs_of(table, crop))
-    facts |= {**(kwargs.pop('facts', None) or {}), _BATCH: cut['bs']}
-    record = record_of(
-        descriptor, table, tfms=tfms, size=size or TRANSFORMS[tfms]['size'], crop=crop,
-        autocast=precision_of(device), dtype=kwargs.get('dtype', 'float32'),
-        note=kwargs.get('note', '')) | facts
-    work = work_of(table, record, but=('date', 'fgir', 'torch'))
+    how = kwargs | dict(facts=_share_facts(table, cut, facts), device=device)
+    work = _work(descriptor, table, cut, **how)
     _say_others(out, (i, n), work)
     rows = _shard_rows(table, n, **cut)
     files = [_shard_file(out, (j, n), work) for j in range(n)]
-    how = dict(device=device, force=force, facts=facts) | cut | kwargs
-    _describe_share(descriptor, table.iloc[rows[i]], files[i], **how)
+    part = table.iloc[rows[i]]
+    _describe_share(descriptor, part, files[i], force=force, **cut, **how)
     return _merge_if_complete(table, out, files[i], files, rows)
 
 # %% ../../nbs/44_features.shards.ipynb #3eaaf07c
@@ -186,6 +194,7 @@ def _parse_share(text: str) -> tuple[int, int]:
     if i.isdecimal() and n.isdecimal() and int(i) < int(n): return int(i), int(n)
     raise ValueError(f'shard {text}: expected 0/8 … 7/8 or alike')
 
+# %% ../../nbs/44_features.shards.ipynb #b68fc838
 def extract_all(
     descriptor: Callable, table: pd.DataFrame, out: str | Path,
     shard: str | None = None,  # 'i/n'; default by rank

@@ -92,7 +92,7 @@ def build(
     **settings,  # of that kind
 ) -> Index:
     "Make a gallery; ValueError names a row without direction, or an image given twice."
-    from fgir.features.extraction import refuse_twice
+    from fgir.features.unfinished import refuse_twice
 
     if not len(features):
         raise ValueError('features: a gallery needs one image or more')
@@ -255,7 +255,8 @@ def search_image(
     leave_out_self: bool = True,  # an image of the gallery does not find itself
 ) -> pd.DataFrame:  # as `search`; `attrs['left_out']` are the paths left out
     "Describe a photograph as the gallery was described, and search with it."
-    from fgir.features.extraction import describe_photo, say_crop
+    from fgir.features.descriptors import say_crop
+    from fgir.features.extraction import describe_photo
 
     how = self.as_described(tfms, size)
     say_crop(self.record.get('crop'), box is not None, path, 'the gallery was made of')
@@ -302,7 +303,7 @@ def _fitted(
     known: Mapping[str, int], free: int,  # labels of its classes; a free one
 ) -> pd.DataFrame:
     "Fit a table to the gallery's; ValueError if a column is missing, an image twice."
-    from fgir.features.extraction import refuse_twice
+    from fgir.features.unfinished import refuse_twice
 
     missing = ', '.join(c for c in columns if c not in more)
     if missing:

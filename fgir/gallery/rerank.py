@@ -22,8 +22,8 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..features.descriptors import as_descriptor
 from ..features.exact import neighbours
-from ..features.extraction import as_descriptor
 from ..features.metrics import measure, score_lists
 from ..features.retrieval import query_and_gallery
 from ..features.store import Features

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones.registry import as_backbone
-from ..features.extraction import as_descriptor, evaluating
+from ..features.descriptors import as_descriptor, evaluating
 from fgir.papers.gradients import (
     Call,
     describe_call,

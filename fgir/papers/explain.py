@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ..data.images import load_image
 from ..data.transforms import transform_to_test
-from fgir.features.extraction import (
+from fgir.features.descriptors import (
     as_descriptor,
     device_of,
     evaluating,

@@ -30,7 +30,8 @@ from ..backbones.saving import load_model
 from ..data.files import write_atomic
 from ..data.images import load_image, load_row
 from ..data.transforms import transform_to_test
-from ..features.extraction import evaluating, extract, say_crop, trained_crop
+from ..features.descriptors import evaluating, say_crop, trained_crop
+from ..features.extraction import extract
 from ..training.learner import RetrievalLearner
 from ..training.runs import learner_from_recipe
 from ..training.settings import schedule_factor

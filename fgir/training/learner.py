@@ -40,8 +40,9 @@ from ..backbones.nets import RetrievalNet
 from ..backbones.registry import create_backbone
 from ..data.images import load_image
 from ..data.table import image_path
+from ..features.descriptors import say_crop
 from ..features.exact import neighbours
-from ..features.extraction import extract, say_crop
+from ..features.extraction import extract
 from ..features.retrieval import show_neighbours, sides
 from .callbacks import FreezeBN, RetrievalEval, SeedEpoch, embedding_of
 from .checkpoints import Resumable
