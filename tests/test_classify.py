@@ -48,8 +48,9 @@ from fgir.papers.fgic import (
     top_k_hits,
 )
 from fgir.training import learner
+from fgir.training.holdout import hold_out_images
 from fgir.training.recipes import get_recipe
-from fgir.training.runs import describe_test, hold_out_images, learner_from_recipe, save_results
+from fgir.training.runs import describe_test, learner_from_recipe, save_results
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):

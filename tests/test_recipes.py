@@ -26,9 +26,11 @@ from fgir.losses.pairs import BatchHardTripletLoss
 from fgir.papers.cgd import CGDLoss, CGDNet
 from fgir.training import recipes as book
 from fgir.training.callbacks import ClipValue, FreezeBN, WarmUp, pick_epoch
+from fgir.training.fitting import per_group, read_recipe
+from fgir.training.holdout import choose_valid, hold_out_images
 from fgir.training.learner import retrieval_learner
 from fgir.training.recipes import DEFAULTS, QUIRKS, RECIPES, get_recipe, list_recipes
-from fgir.training.runs import choose_valid, hold_out_images, learner_from_recipe, per_group, read_recipe, run_seeds
+from fgir.training.runs import learner_from_recipe, run_seeds
 from fgir.training.settings import CHECKS, GROUPS, build, schedule_factor
 
 SMALL = dict(backbone='test_resnet', pretrained=False, size=32, batch_size=8)

@@ -80,7 +80,7 @@ def _run(
     "Describe the test images by colors, and by the network before and after training."
     from fgir.features.descriptors import ColorHistogram
     from fgir.features.extraction import extract
-    from fgir.training.runs import how_trained
+    from fgir.training.fitting import how_trained
 
     learn, test = _demo_learner(table, out, seed), pick_rows(table, 'test')
     def describe(descriptor, **facts):

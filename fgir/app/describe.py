@@ -201,7 +201,7 @@ def origin(
     weights: str | None = None,  # of a backbone; default its published weights
 ) -> dict:  # {} where nobody wrote it down
     "How what describes was trained and picked, for the record of features."
-    from fgir.training.runs import how_trained
+    from fgir.training.fitting import how_trained
 
     if model: return how_trained(record_of(model))
     return {} if weights else dict(selection='none: published weights as they are')

@@ -19,12 +19,24 @@ from .checkpoints import (
     pack as pack,
     unpack as unpack,
 )
+from .fitting import (
+    how_trained as how_trained,
+    per_group as per_group,
+    read_recipe as read_recipe,
+)
+from .holdout import (
+    choose_valid as choose_valid,
+    hold_out_images as hold_out_images,
+)
 from .learner import (
     RetrievalLearner as RetrievalLearner,
-    RetrievalRecorder as RetrievalRecorder,
-    TrainOnlyLoss as TrainOnlyLoss,
     retrieval_learner as retrieval_learner,
     split_groups as split_groups,
+)
+from .loop import (
+    RetrievalLoop as RetrievalLoop,
+    RetrievalRecorder as RetrievalRecorder,
+    TrainOnlyLoss as TrainOnlyLoss,
 )
 from .processes import (
     AnyDevicePrecision as AnyDevicePrecision,
@@ -41,13 +53,8 @@ from .recipes import (
     list_recipes as list_recipes,
 )
 from .runs import (
-    choose_valid as choose_valid,
     describe_test as describe_test,
-    hold_out_images as hold_out_images,
-    how_trained as how_trained,
     learner_from_recipe as learner_from_recipe,
-    per_group as per_group,
-    read_recipe as read_recipe,
     run_seeds as run_seeds,
     save_results as save_results,
 )

@@ -144,6 +144,7 @@ def _changed(settings: dict, changes: Mapping) -> dict:
     merged = {key: _merged(key, settings[key], new) for key, new in changes.items()}
     return {**settings, **merged}
 
+# %% ../../nbs/53_training.recipes.ipynb #5a451fab
 def _base(recipe: str | Mapping, backbone: str | None) -> dict:
     "The settings to begin with, on the network that was asked for."
     if isinstance(recipe, str):
@@ -155,6 +156,60 @@ def _base(recipe: str | Mapping, backbone: str | None) -> dict:
     r = _changed(deepcopy({'recipe': 'own', **DEFAULTS}), recipe)
     return _on_network(r, backbone or r['backbone'])
 
+# %% ../../nbs/53_training.recipes.ipynb #89147f10
+def _in_full(r: dict) -> dict:
+    "The settings as quirks see them: by group, rates relative to the head's, defaults."
+    rates, decays = by_group(r['lr']), by_group(r['wd'])
+    full = dict(r, lr={}, wd={group: round(wd, 6) for group, wd in decays.items()})
+    if head := rates['head']:
+        full['lr'] = {group: round(rate/head, 6) for group, rate in rates.items()}
+    for key in ('net', 'loss'):
+        if not isinstance(r[key], Mapping): continue
+        takes = signature(class_named(r[key]['name'])).parameters
+        full[key] = {**{name: p.default for name, p in takes.items()}, **r[key]}
+    return full
+
+# %% ../../nbs/53_training.recipes.ipynb #89147f11
+def _entries(settings: Mapping) -> dict:
+    "Settings, and the parts of those that are dictionaries as `name.part`."
+    parts = {f'{name}.{part}': value for name, whole in settings.items()
+             if isinstance(whole, Mapping) for part, value in whole.items()}
+    return {**settings, **parts}
+
+# %% ../../nbs/53_training.recipes.ipynb #89147f13
+def _in_effect(r: dict) -> list:
+    "Those of the quirks that the settings still have."
+    values = _entries(_in_full(r))
+    def is_there(quirk):
+        value = values.get(quirk.entry)
+        return value is not None and quirk.is_there(value)
+    return [name for name in r['quirks'] if is_there(QUIRKS[name])]
+
+# %% ../../nbs/53_training.recipes.ipynb #c7eb0918
+def _with_entry(r: dict, entry: str, value) -> dict:
+    "The settings with a quirk's entry changed; a rate is a multiple of the head's."
+    name, _, part = entry.partition('.')
+    if not part: return {**r, name: deepcopy(value)}
+    if name == 'lr': value = float(f"{value*by_group(r['lr'])['head']:.12g}")
+    return _changed(r, {name: {part: value}})
+
+# %% ../../nbs/53_training.recipes.ipynb #1c290010
+def _undone(r: dict, undo: str | Sequence[str], changes: Mapping) -> dict:
+    "The settings without some quirks, and with a true list of those that stay."
+    if not isinstance(undo, Sequence):
+        raise ValueError(f'undo: expected names, found {undo!r}')
+    names = [undo] if isinstance(undo, str) else undo
+    if undo == 'all': names = r['quirks']
+    for name in names: check_known(name, r['quirks'], f"quirk of {r['recipe']}")
+    for name in names:
+        entry = QUIRKS[name].entry
+        if name not in _in_effect(r): continue
+        if entry not in _entries(changes):
+            r = _with_entry(r, entry, QUIRKS[name].undone)
+        elif undo != 'all':
+            raise ValueError(f'undo {name}: {entry} is set too, and repeats it')
+    return {**r, 'quirks': _in_effect(r)}
+
 # %% ../../nbs/53_training.recipes.ipynb #e8986ba1
 def _on_network(r: dict, backbone: str) -> dict:
     "The settings with the quirks that this network brings to recipes of their source."
@@ -165,56 +220,6 @@ def _on_network(r: dict, backbone: str) -> dict:
         r = _with_entry(r, quirk.entry, quirk.brings)
         r['quirks'] = [*r['quirks'], name]
     return r
-
-# %% ../../nbs/53_training.recipes.ipynb #89147f10
-def _value_of(r: dict, entry: str):
-    "The value of a quirk's entry; None where the settings have no such entry."
-    name, _, part = entry.partition('.')
-    if not part: return r[name]
-    if name in ('lr', 'wd'): return _relative(r, name, part)
-    if not isinstance(r[name], Mapping): return None
-    takes = signature(class_named(r[name]['name'])).parameters
-    return r[name].get(part, takes[part].default) if part in takes else None
-
-def _relative(r: dict, name: str, group: str) -> float | None:
-    "The decay of a group, or its rate in multiples of the head's."
-    groups = by_group(r[name])
-    unit = groups['head'] if name == 'lr' else 1
-    return round(groups[group]/unit, 6) if unit else None
-
-def _in_effect(r: dict, quirk: str) -> bool:
-    value = _value_of(r, QUIRKS[quirk].entry)
-    return value is not None and QUIRKS[quirk].is_there(value)
-
-# %% ../../nbs/53_training.recipes.ipynb #c7eb0918
-def _with_entry(r: dict, entry: str, value) -> dict:
-    "The settings with a quirk's entry changed; a rate is a multiple of the head's."
-    name, _, part = entry.partition('.')
-    if not part: return {**r, name: deepcopy(value)}
-    old = by_group(r[name]) if name in ('lr', 'wd') else r[name]
-    if name == 'lr': value = float(f"{value*old['head']:.12g}")
-    return {**r, name: {**old, part: value}}
-
-def _is_set(changes: Mapping, entry: str) -> bool:
-    "Whether changes name this very entry, and not only the whole that it is part of."
-    name, _, part = entry.partition('.')
-    if not part: return name in changes
-    return isinstance(changes.get(name), Mapping) and part in changes[name]
-
-# %% ../../nbs/53_training.recipes.ipynb #1c290010
-def _undone(r: dict, undo: str | Sequence[str], changes: Mapping) -> dict:
-    "The settings without some quirks, and with a true list of those that stay."
-    if not isinstance(undo, Sequence):
-        raise ValueError(f'undo: expected names, found {undo!r}')
-    named = [] if undo == 'all' else [undo] if isinstance(undo, str) else undo
-    for quirk in named: check_known(quirk, r['quirks'], f"quirk of {r['recipe']}")
-    for quirk in r['quirks'] if undo == 'all' else named:
-        entry = QUIRKS[quirk].entry
-        if not _in_effect(r, quirk): continue
-        if not _is_set(changes, entry): r = _with_entry(r, entry, QUIRKS[quirk].undone)
-        elif named:
-            raise ValueError(f'undo {quirk}: {entry} is set too, and repeats it')
-    return {**r, 'quirks': [q for q in r['quirks'] if _in_effect(r, q)]}
 
 # %% ../../nbs/53_training.recipes.ipynb #f32dc249
 def _check_recipe(r: dict):
