@@ -75,13 +75,20 @@ from .gallery import (
     pick_array as pick_array,
     source_of as source_of,
 )
+from .guard import (
+    guarded as guarded,
+    read_photo as read_photo,
+    served_file as served_file,
+    served_folders as served_folders,
+    shown_image as shown_image,
+    thumbnail as thumbnail,
+)
 from .page import (
     answer as answer,
     evidence_picture as evidence_picture,
     open_page as open_page,
     own_folder as own_folder,
     search_page as search_page,
-    served_folders as served_folders,
 )
 from .processes import (
     in_processes as in_processes,
