@@ -36,10 +36,8 @@ from .demo import (
 )
 from .describe import (
     SOURCE as SOURCE,
-    AsJson as AsJson,
     Backbone as Backbone,
     Batch as Batch,
-    Box as Box,
     CropAs as CropAs,
     Descriptor as Descriptor,
     Model as Model,
@@ -53,6 +51,7 @@ from .describe import (
     cut_as as cut_as,
     is_one_of_several as is_one_of_several,
     load_descriptor as load_descriptor,
+    named_source as named_source,
     origin as origin,
     parse_ranks as parse_ranks,
     parse_value as parse_value,
@@ -94,6 +93,8 @@ from .processes import (
     in_processes as in_processes,
 )
 from .train import (
+    AsJson as AsJson,
+    Box as Box,
     epochs_shown as epochs_shown,
     recipe_name as recipe_name,
 )

@@ -1,4 +1,4 @@
-"""Whom it answers, what it takes and what it shows
+"""Whom the search page answers, what it takes and what it shows
 
 Docs: https://fgir.github.io/fgir/app.guard.html.md"""
 

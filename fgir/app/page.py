@@ -23,10 +23,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
 from PIL import Image
 
 from .cli import Device, index_app, option
-from .describe import Backbone, Descriptor, Model, Pool, Weights
+from fgir.app.describe import (
+    Backbone,
+    Descriptor,
+    Model,
+    Pool,
+    Weights,
+    named_source,
+)
 from .gallery import Gallery, make_descriptor, open_gallery, source_of
 from fgir.app.guard import (
     guarded,
@@ -359,21 +367,20 @@ def _wait_until_ended(page: 'gradio.Blocks'):
 # %% ../../nbs/95_app.page.ipynb #e5c2b8e4
 @index_app.command('serve')
 def _serve(
-    gallery: Gallery, host: _Host = '127.0.0.1', port: _Port = None,
-    name: _Names = [], max_mb: _Megabytes = 10, folder: _Folders = [],  # noqa: B006
+    call: typer.Context, gallery: Gallery, host: _Host = '127.0.0.1',
+    port: _Port = None, name: _Names = (), max_mb: _Megabytes = 10,
+    folder: _Folders = (),
     model: Model = None, backbone: Backbone = None, weights: Weights = None,
     pool: Pool = None, descriptor: Descriptor = None, device: Device = None,
 ):
     "A page to search a gallery with, in a browser."
     _check_confirmed(host, folder)
-    named = dict(model=model, backbone=backbone, weights=weights, pool=pool,
-                 descriptor=descriptor)
     with own_folder():
         _load_gradio()
         import_module('matplotlib').use('Agg')
         opened = open_gallery(gallery)
         folders = served_folders(opened, folder)
-        source = source_of(opened.record, gallery, **named)
+        source = source_of(opened.record, gallery, **named_source(call))
         describe, _ = make_descriptor(source, device)
         page = search_page(opened, describe, folders)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
