@@ -304,7 +304,6 @@ _Kind = option(str, 'Engine: flat (exact), hnsw (large), ivfpq (larger than memo
 _Engine = option(list[str], 'Setting of the engine, such as links=32.',
                  metavar='NAME=NUMBER', default='none')
 
-# %% ../../nbs/91_app.gallery.ipynb #10aa37d8
 def _check_build(call: typer.Context, gallery: str, kind: str, engine: dict):
     "Raise ValueError for an engine or a setting that the place of a gallery refuses."
     from fgir.gallery.faiss import check_engine
@@ -345,7 +344,6 @@ def _record_of(gallery: str) -> dict:
     if Path(gallery).is_file(): return Features.load(gallery).record
     raise FileNotFoundError(f'{gallery}: no such gallery')
 
-# %% ../../nbs/91_app.gallery.ipynb #eea0d0e1
 def _put(features: 'Features', gallery: str, replace: bool):
     "Add features to a gallery."
     with _changing(gallery) as opened:
