@@ -196,6 +196,7 @@ def _card(words: str) -> Image.Image:
         anchor='mm', align='center')
     return card
 
+# %% ../../nbs/99_app.guard.ipynb #124e2e06
 def thumbnail(
     found: 'pd.DataFrame', i: int, folders: Sequence[Path], crop: bool = False,
 ) -> Image.Image:

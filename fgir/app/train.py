@@ -141,9 +141,9 @@ _Log = option(str | None, 'Also log to tensorboard or wandb.', metavar='NAME',
               default='none')
 
 # %% ../../nbs/94_app.train.ipynb #9bc3c47b
-def _parse_undo(text: str | None) -> list[str] | str:
+def _parse_undo(text: str | None) -> tuple | list[str] | str:
     "Read `--undo`: names of quirks, or 'all'."
-    if text is None: return []
+    if text is None: return ()
     return 'all' if text == 'all' else text.split(',')
 
 # %% ../../nbs/94_app.train.ipynb #ca1a0238
