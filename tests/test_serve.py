@@ -15,24 +15,11 @@ import torch
 from PIL import Image
 from processes import Fresh, command, free_port
 
-import fgir.app.page
+import fgir.app.guard
 import fgir.data.images
 from fgir.app import cli
-from fgir.app.page import (
-    _check_confirmed,
-    _check_fits,
-    _is_foreign,
-    _read_photo,
-    _refusal,
-    _served_file,
-    _thumbnail,
-    answer,
-    evidence_picture,
-    open_page,
-    own_folder,
-    search_page,
-    served_folders,
-)
+from fgir.app.guard import _is_foreign, _refusal, read_photo, served_file, served_folders, thumbnail
+from fgir.app.page import _check_confirmed, _check_fits, answer, evidence_picture, open_page, own_folder, search_page
 from fgir.backbones.nets import Pooled
 from fgir.backbones.registry import create_backbone
 from fgir.data.fish import synth_dataset
@@ -85,18 +72,18 @@ def test_nothing_outside_of_the_folders_is_ever_a_served_file(tmp_path):
     (inside/'round').symlink_to(inside/'round')
     for path in ('/etc/passwd', inside/'..'/'photos2'/'b.png', beside/'b.png', inside/'link.png', inside/'folder'/'b.png',
                  f'{inside}/../../../../../../../../etc/passwd'):
-        with pytest.raises(ValueError, match="^outside of the gallery's folder$"): _served_file(path, [inside.resolve()])
+        with pytest.raises(ValueError, match="^outside of the gallery's folder$"): served_file(path, [inside.resolve()])
     os.mkfifo(inside/'pipe.png')
     for path in (inside/'none.png', inside, inside/'pipe.png', inside/'round', f'{inside}/a\0b.png', inside/('x'*5000)):
-        with pytest.raises(ValueError, match='^no such file$'): _served_file(path, [inside.resolve()])
-    assert _served_file(inside/'folder'/'b.png', [inside, beside.resolve()]) == (beside/'b.png').resolve()
+        with pytest.raises(ValueError, match='^no such file$'): served_file(path, [inside.resolve()])
+    assert served_file(inside/'folder'/'b.png', [inside, beside.resolve()]) == (beside/'b.png').resolve()
 
 
 def test_images_of_elsewhere_are_shown_only_from_folders_that_are_named(tmp_path, fish, index):
     other = synth_dataset(tmp_path/'other', n_classes=2, n_per_class=2, size=64, seed=7, progress=False)
     index.add(extract(network(), other, size=64, num_workers=0, progress=False))
     found, _ = answer(index, network(), served_folders(index), image_path(other, 0), k=1)
-    def colors(folders): return len(_thumbnail(found, 0, folders).getcolors(10**6))
+    def colors(folders): return len(thumbnail(found, 0, folders).getcolors(10**6))
     assert colors(served_folders(index, [tmp_path/'other'])) > 300 > colors(served_folders(index))
     with pytest.raises(ValueError, match='none is no folder'): served_folders(index, [tmp_path/'none'])
 
@@ -147,7 +134,7 @@ def test_an_address_is_checked_before_the_work(host, folders, says):
 def test_the_content_says_what_an_image_is(tmp_path, kind):
     Image.new('RGB', (40, 30), 'red').save(tmp_path/'photo', format=kind)
     (tmp_path/'photo').rename(tmp_path/'photo.txt')
-    assert _read_photo(tmp_path/'photo.txt').size == (40, 30)
+    assert read_photo(tmp_path/'photo.txt').size == (40, 30)
 
 
 @pytest.mark.parametrize('data, says', [
@@ -156,12 +143,12 @@ def test_the_content_says_what_an_image_is(tmp_path, kind):
     (b'\x89PNG\r\n\x1a\n', 'no image'), (png_that_claims(9_000), 'too large'), (png_that_claims(60_000), 'too large'),
     (png_that_claims(500), 'damaged')])
 def test_what_cannot_be_a_photograph_is_said_in_a_line_without_a_path(tmp_path, data, says):
-    with pytest.raises(ValueError, match=says) as e: _read_photo(write(tmp_path/'photo.jpg', data))
+    with pytest.raises(ValueError, match=says) as e: read_photo(write(tmp_path/'photo.jpg', data))
     assert str(tmp_path) not in str(e.value) and '\n' not in str(e.value)
 
 
 def test_a_photograph_that_is_gone_is_asked_for_again(tmp_path):
-    with pytest.raises(ValueError, match='no longer there: please drop it again'): _read_photo(tmp_path/'none.jpg')
+    with pytest.raises(ValueError, match='no longer there: please drop it again'): read_photo(tmp_path/'none.jpg')
 
 
 # answers
@@ -324,7 +311,7 @@ def test_other_pages_get_and_leave_nothing(site, fish, headers):
 def test_photographs_have_a_quota(site, fish, monkeypatch):
     assert send(site, image_path(fish, 4)).status_code == 200
     for room in (dict(files=1, size=2**30), dict(files=99, size=2000)):
-        monkeypatch.setattr(fgir.app.page, '_ROOM', room)
+        monkeypatch.setattr(fgir.app.guard, '_ROOM', room)
         answer = send(site, image_path(fish, 5))
         assert answer.status_code == 503 and 'Too many photographs' in answer.text
 

@@ -36,10 +36,8 @@ from .demo import (
 )
 from .describe import (
     SOURCE as SOURCE,
-    AsJson as AsJson,
     Backbone as Backbone,
     Batch as Batch,
-    Box as Box,
     CropAs as CropAs,
     Descriptor as Descriptor,
     Model as Model,
@@ -53,6 +51,7 @@ from .describe import (
     cut_as as cut_as,
     is_one_of_several as is_one_of_several,
     load_descriptor as load_descriptor,
+    named_source as named_source,
     origin as origin,
     parse_ranks as parse_ranks,
     parse_value as parse_value,
@@ -75,18 +74,27 @@ from .gallery import (
     pick_array as pick_array,
     source_of as source_of,
 )
+from .guard import (
+    guarded as guarded,
+    read_photo as read_photo,
+    served_file as served_file,
+    served_folders as served_folders,
+    shown_image as shown_image,
+    thumbnail as thumbnail,
+)
 from .page import (
     answer as answer,
     evidence_picture as evidence_picture,
     open_page as open_page,
     own_folder as own_folder,
     search_page as search_page,
-    served_folders as served_folders,
 )
 from .processes import (
     in_processes as in_processes,
 )
 from .train import (
+    AsJson as AsJson,
+    Box as Box,
     epochs_shown as epochs_shown,
     recipe_name as recipe_name,
 )

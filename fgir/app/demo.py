@@ -140,6 +140,23 @@ def _save(files: dict[str, Path], described: dict, learn, results, command: str)
     report(results, files['report'], 'fgir demo: drawn fish', described, history,
            command, pictures, DEMO['note'], force=True)
 
+# %% ../../nbs/96_app.demo.ipynb #28e6e81d
+def _draw_fish(folder: Path, seed: int, force: bool) -> 'pd.DataFrame':
+    "The data set of `DEMO`."
+    from fgir.data.fish import synth_dataset
+
+    data = DEMO['data']
+    print(f"Drawing {data['n_classes']} classes of fish, "
+          f"{data['n_per_class']} pictures each")
+    return synth_dataset(folder, seed=seed, progress=watched(), force=force, **data)
+
+# %% ../../nbs/96_app.demo.ipynb #f91d5cb1
+def _print_files(files: dict[str, Path], photo: Path):
+    "Name the files, and a search to try."
+    print('\n' + '\n'.join(f'{what:9} {file}' for what, file in files.items()))
+    again = shlex.join(['fgir', 'index', 'search', str(files['features']), str(photo)])
+    print(f'try       {again}')
+
 # %% ../../nbs/96_app.demo.ipynb #3fdb338c
 _Seed = option(int, 'Of everything random.', metavar='N', min=0)
 _Folder = option(Path, 'Folder for all files, about 25 MB.', metavar='FOLDER')
@@ -150,25 +167,17 @@ def _demo(out: _Folder = Path('fgir-demo'), seed: _Seed = 0, force: Force = Fals
     files = {what: out/name for what, name in DEMO_FILES.items()}
     refuse_existing(files.values(), force)
     start = time.perf_counter()
-    from fgir.data.fish import synth_dataset
     from fgir.evaluation.comparison import evaluate
 
-    data = DEMO['data']
-    print('Drawing {n_classes} classes of fish, '
-          '{n_per_class} pictures each'.format(**data))
-    table = synth_dataset(out/'fish', seed=seed, progress=watched(), force=force,
-                          **data)
+    table = _draw_fish(out/'fish', seed, force)
     print('Describing the test classes, training on the others, describing again')
     described, learn = _run(table, out, seed)
     results = evaluate(described, DEMO['ks'])
-    n = results['n_queries'][0]
-    print(f'Recall@K in percent on {n} pictures '
+    print(f"Recall@K in percent on {results['n_queries'][0]} pictures "
           'of classes that no network was trained on')
     print_recall(results)
     _save(files, described, learn, results, f'fgir demo --seed {seed}')
     reached = _print_leads(results)
-    print('\n' + '\n'.join(f'{what:9} {file}' for what, file in files.items()))
-    photo = out/'fish'/described['trained network'].table['path'][0]
-    again = shlex.join(['fgir', 'index', 'search', str(files['features']), str(photo)])
-    print(f'try       {again}\n{time.perf_counter() - start:.0f} s')
+    _print_files(files, out/'fish'/described['trained network'].table['path'][0])
+    print(f'{time.perf_counter() - start:.0f} s')
     if not reached: raise RuntimeError('the trained network missed a margin')

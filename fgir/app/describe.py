@@ -1,4 +1,4 @@
-"""`fgir extract`, `fgir evaluate` and `fgir classify`
+"""`fgir extract` and `fgir evaluate`
 
 Docs: https://fgir.github.io/fgir/app.describe.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://fgir.github.io/fgir/app.describe.html.md"""
 
 # %% auto #0
 __all__ = ['Model', 'Backbone', 'Weights', 'Pool', 'Descriptor', 'SOURCE', 'CropAs', 'Size', 'Transform', 'Batch', 'Processes',
-           'Ranks', 'Box', 'AsJson', 'check_source', 'is_one_of_several', 'pick_device', 'record_of', 'load_descriptor',
+           'Ranks', 'named_source', 'check_source', 'is_one_of_several', 'pick_device', 'record_of', 'load_descriptor',
            'cut_as', 'origin', 'with_full_paths', 'say_skipped', 'parse_value', 'read_described', 'parse_ranks',
            'print_recall']
 
@@ -74,6 +74,13 @@ Descriptor = option(
 # %% ../../nbs/93_app.describe.ipynb #6574a911
 SOURCE = ('model', 'backbone', 'weights', 'pool', 'descriptor')
 
+def named_source(call: typer.Context) -> dict:
+    "What a command line names to describe with: a value or None for each of `SOURCE`."
+    named = {name: call.params[name] for name in SOURCE}
+    if named['model']: named['model'] = Path(named['model'])  # older typer: a text
+    return named
+
+# %% ../../nbs/93_app.describe.ipynb #9be1d677
 def check_source(
     model: Path | None, backbone: str | None, weights: str | None, pool: str | None,
     descriptor: str | None,
@@ -123,6 +130,7 @@ def record_of(model: Path | None) -> dict:
     is_ours = model and model.suffix == '.safetensors'
     return read_record(model) if is_ours else {}
 
+# %% ../../nbs/93_app.describe.ipynb #4d6b4296
 def _load_network(
     model: Path | None, backbone: str | None, weights: str | None,
 ) -> tuple['nn.Module', str, dict]:  # network, key of `PROGRAM_NETWORKS`, its record
@@ -214,6 +222,13 @@ def with_full_paths(source: dict) -> dict:
     texts = {k: None if v is None else str(v) for k, v in source.items()}
     return {**texts, **there}
 
+def _record_for(source: dict) -> dict:
+    "What the record of features says about the source that described them."
+    model, weights = source['model'], source['weights']
+    name = str(model or source['backbone'])
+    facts = origin(model, weights) | dict(source=with_full_paths(source))
+    return dict(note=f'{name}, weights {weights}' if weights else name, facts=facts)
+
 # %% ../../nbs/93_app.describe.ipynb #c33ee0ff
 _Output = option(Path, 'File to write (.safetensors).', metavar='FILE')
 _CFGAJson = option(Path | None, 'Also write the arrays as the JSON files of CFGA.',
@@ -266,6 +281,18 @@ def _check_extract(descriptor, ablations, cfga_json, rows, shard, processes):
         raise ValueError('--cfga-json: the files of CFGA hold test images only')
     if shard or processes > 1: raise ValueError('--cfga-json: describe in one process')
 
+# %% ../../nbs/93_app.describe.ipynb #8113444b
+def _read_rows(
+    root: Path, data: str, rows: str | None, **choices,
+) -> 'pd.DataFrame':
+    "Read the rows to describe, by default those of `default_rows`, and name them."
+    table = read_data(root, data, **choices)
+    rows = rows or default_rows(table, root)
+    table = pick_rows(table, rows)
+    print(f'describing {len(table)} images: --rows {rows}')
+    return table
+
+# %% ../../nbs/93_app.describe.ipynb #d941d76f
 def _json_files(folder: Path | None, names: Iterable[str], force: bool):
     "Raise an error unless the arrays can be written as files of CFGA."
     from fgir.papers.programs import cfga_feature_file
@@ -275,6 +302,18 @@ def _json_files(folder: Path | None, names: Iterable[str], force: bool):
         raise ValueError(
             '--cfga-json: embedding and pool_norm_joint have one file name')
     refuse_existing(files, force)
+
+def _finish(
+    features: 'Features | None', out: Path, cfga_json: Path | None, force: bool,
+):
+    "Write the files of CFGA, and say what was described and what left out."
+    if features is None: return print(f'{out}: a share is done, others are not')
+    say_skipped(features)
+    if cfga_json:
+        from fgir.papers.programs import write_cfga_features
+
+        write_cfga_features(features, cfga_json, force)
+    print(f'{out}: {features}')
 
 # %% ../../nbs/93_app.describe.ipynb #79da9b60
 @app.command('extract')
@@ -289,8 +328,7 @@ def _extract(
     force: Force = False,
 ):
     "Describe images. A run that was interrupted goes on where it stopped."
-    source = dict(model=model, backbone=backbone, weights=weights, pool=pool,
-                  descriptor=descriptor)
+    source = named_source(call)
     check_source(**source)
     refuse_existing([out], force)
     _check_extract(descriptor, ablations, cfga_json, rows, shard, processes)
@@ -299,26 +337,16 @@ def _extract(
     from fgir.features.store import Features
 
     if in_processes(processes, call.obj): return print(f'{out}: {Features.load(out)}')
-    table = read_data(root, data, split=split, level=level)
-    rows = rows or ('test' if cfga_json or split else default_rows(table, root))
-    table = pick_rows(table, rows)
-    print(f'describing {len(table)} images: --rows {rows}')
-    describe, record = load_descriptor(
-        **source, device=device, **dict(map(parse_value, ablations)))
+    if cfga_json or split: rows = rows or 'test'
+    table = _read_rows(root, data, rows, split=split, level=level)
+    settings = dict(map(parse_value, ablations))
+    describe, record = load_descriptor(**source, device=device, **settings)
     _json_files(cfga_json, getattr(describe, 'what', ()), force)
+    cut = cut_as(record, tfms=tfms, size=size, crop=crop or None)
     features = extract_all(
-        describe, table, out, shard, bs=batch_size, num_workers=workers,
-        note=f'{model or backbone}' + (f', weights {weights}' if weights else ''),
-        facts=origin(model, weights) | dict(source=with_full_paths(source)),
-        force=force, progress=watched(), skip_bad=skip_bad,
-        **cut_as(record, tfms=tfms, size=size, crop=crop or None))
-    if features is None: return print(f'{out}: a share is done, others are not')
-    say_skipped(features)
-    if cfga_json:
-        from fgir.papers.programs import write_cfga_features
-
-        write_cfga_features(features, cfga_json, force)
-    print(f'{out}: {features}')
+        describe, table, out, shard, bs=batch_size, num_workers=workers, force=force,
+        progress=watched(), skip_bad=skip_bad, **_record_for(source), **cut)
+    _finish(features, out, cfga_json, force)
 
 # %% ../../nbs/93_app.describe.ipynb #de0fae77
 def read_described(file: Path) -> 'Features':
@@ -433,38 +461,3 @@ def _evaluate(
     again = shlex.join(['fgir', 'evaluate', *map(str, files), '--ks', ks, *extra])
     _write_results(results, features, csv, report, again, force)
     if methods: _print_rerank(features, methods, ranks)
-
-# %% ../../nbs/93_app.describe.ipynb #cd8a703d
-Box = option(
-    tuple[float, float, float, float] | None,
-    'Crop the photograph to this box, pixels.', metavar='X1 Y1 X2 Y2',
-    default='its own for a photograph of a gallery of boxes, else the whole photograph')
-AsJson = switch('--json', 'Print JSON.', 'a table')
-_Classifier = option(
-    Path, 'A classifier: a file (.safetensors) of `fgir train fgic`, '
-    'or max_acc.pth of FGIC.', '--model', metavar='FILE')
-_Classes = option(
-    Path | None, 'Folder with one folder a class, '
-    'which name the classes of max_acc.pth.',
-    metavar='FOLDER', default='they are numbered')
-
-# %% ../../nbs/93_app.describe.ipynb #2f536627
-@app.command('classify')
-def _classify(
-    images: argument(list[Path], 'IMAGE...', 'Photographs.'),
-    model: _Classifier, classes: _Classes = None,
-    k: option(int, 'Classes to name.', '-k', '--k', min=1, metavar='N') = 5,
-    box: Box = None, as_json: AsJson = False,
-):
-    "Name the likeliest classes of photographs."
-    from fgir.papers.fgic import classify_image
-    from fgir.papers.programs import open_classifier
-
-    net, how = open_classifier(model, classes)
-    answers = {str(image): classify_image(net, image, k=k, box=box, **how).reset_index()
-               for image in images}
-    if as_json:
-        rows = {image: answer.to_dict('records') for image, answer in answers.items()}
-        return print(json.dumps(rows))
-    for image, answer in answers.items():
-        print(f"{image}\n{answer.to_string(index=False, float_format='%.4f')}")

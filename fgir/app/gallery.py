@@ -44,6 +44,7 @@ from fgir.app.describe import (
     check_source,
     cut_as,
     load_descriptor,
+    named_source,
     origin,
     say_skipped,
     with_full_paths,
@@ -51,6 +52,8 @@ from fgir.app.describe import (
 from ..data.files import alone_with, in_use, say
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from fgir.features.store import Features
     from fgir.gallery.index import Index
 
@@ -108,6 +111,7 @@ def _is_elsewhere(key: str, name: str) -> bool:
             or key != 'model' and ':' in name)
 
 def _refuse_addresses(found: dict, of: str):
+    "ValueError for a source that a record names and that would be fetched."
     for key in ('model', 'backbone', 'weights'):
         name = found[key]
         if _is_elsewhere(key, name or ''):
@@ -115,19 +119,24 @@ def _refuse_addresses(found: dict, of: str):
                              f'give --{key} {name} to fetch it')
 
 # %% ../../nbs/91_app.gallery.ipynb #760b2b92
+def _source_in(record: object, of: str) -> dict:
+    "The source that a record names; ValueError if it is damaged."
+    words = [record.get(k) for k in SOURCE] if isinstance(record, dict) else [0]
+    if all(word is None or isinstance(word, str) for word in words):
+        return dict(zip(SOURCE, words, strict=True))
+    raise ValueError(f'{of}: its record of what describes it is not one of fgir; '
+                     'give --model FILE')
+
+# %% ../../nbs/91_app.gallery.ipynb #fa62f761
 def _is_file(key: str, name: str) -> bool:
     from fgir.backbones.weights import WEIGHT_FILES
 
     return key == 'model' or '/' in name or Path(name).suffix in WEIGHT_FILES
 
 def _remembered(source: object, gallery: str = '') -> dict:
-    "The source that a gallery names; ValueError if it is damaged or has an address."
+    "What a gallery's record names, with files that are there; ValueError if it cannot."
     of = gallery or 'the gallery'
-    words = [source.get(k) for k in SOURCE] if isinstance(source, dict) else [0]
-    if not all(word is None or isinstance(word, str) for word in words):
-        raise ValueError(f'{of}: its record of what describes it is not one of fgir; '
-                         'give --model FILE')
-    found = dict(zip(SOURCE, words, strict=True))
+    found = _source_in(source, of)
     _refuse_addresses(found, of)
     for key in ('model', 'weights'):
         name = found[key]
@@ -226,26 +235,31 @@ def _keep_described(descriptor, table, gallery: str, cut: dict, **how):
         kept.unlink(missing_ok=True)
 
 # %% ../../nbs/91_app.gallery.ipynb #e366eb6b
+def _read_images(call: typer.Context, images: Path) -> 'pd.DataFrame':
+    "The table of a folder, the rows that a command asks for."
+    names = ('data', 'split', 'level')
+    table = read_data(images, **{name: call.params[name] for name in names})
+    return pick_rows(table, call.params['rows'])
+
+# %% ../../nbs/91_app.gallery.ipynb #0d91a70a
 @contextmanager
 def _described(
+    call: typer.Context,  # whose options say what is read, and how it is described
     images: Path,
     source: dict,  # from `source_of`
     gallery: str,  # beside it descriptions are kept until the block has used them
-    rows: str,
     cut: dict,  # tfms, size, crop; None: as the model was trained
-    device: str | None,
-    read: dict,  # to `read_data`
-    **how,  # to `extract`
 ) -> Iterator['Features']:
     "Describe images."
     from fgir.features.store import Features
 
-    table = pick_rows(read_data(images, **read), rows)
-    descriptor, record = make_descriptor(source, device)
+    table, given = _read_images(call, images), call.params
+    descriptor, record = make_descriptor(source, given['device'])
     facts = origin(source['model'] and Path(source['model']), source['weights'])
     cut = {**cut_as(record), **{k: v for k, v in cut.items() if v is not None}}
-    with _keep_described(descriptor, table, gallery, cut, facts=facts,
-                         progress=watched(), **how) as features:
+    how = dict(bs=given['batch_size'], num_workers=given['workers'],
+               skip_bad=given['skip_bad'], facts=facts, progress=watched())
+    with _keep_described(descriptor, table, gallery, cut, **how) as features:
         say_skipped(features)
         record = {**features.record, 'source': source}
         yield Features(features.arrays, features.table, record)
@@ -290,6 +304,16 @@ _Kind = option(str, 'Engine: flat (exact), hnsw (large), ivfpq (larger than memo
 _Engine = option(list[str], 'Setting of the engine, such as links=32.',
                  metavar='NAME=NUMBER', default='none')
 
+def _check_build(call: typer.Context, gallery: str, kind: str, engine: dict):
+    "Raise ValueError for an engine or a setting that the place of a gallery refuses."
+    from fgir.gallery.faiss import check_engine
+
+    is_database = in_database(gallery)
+    check_engine(kind, engine, gallery if is_database else None)
+    if is_database:
+        refuse_options(call, ['force'], 'a gallery in a database is not overwritten')
+
+# %% ../../nbs/91_app.gallery.ipynb #67934c5a
 @index_app.command('build')
 def _build(
     call: typer.Context, images: _Images, gallery: Gallery, model: Model = None,
@@ -301,22 +325,15 @@ def _build(
     device: Device = None, skip_bad: SkipBad = False, force: Force = False,
 ):
     "Describe images and make a gallery of them."
-    from fgir.gallery.faiss import check_engine
-
     engine = parse_engine(engine)
-    check_engine(kind, engine, gallery if in_database(gallery) else None)
-    if in_database(gallery):
-        refuse_options(call, ['force'], 'a gallery in a database is not overwritten')
+    _check_build(call, gallery, kind, engine)
     is_described = _is_described(call, images)
     _refuse_taken(gallery, force)
     put = dict(gallery=gallery, array=array, kind=kind, engine=engine, force=force)
     if is_described: return make_gallery(_open_described(images, rows), **put)
-    source = source_of({}, model=model, backbone=backbone, weights=weights, pool=pool,
-                       descriptor=descriptor)
+    source = source_of({}, **named_source(call))
     cut = dict(tfms=tfms, size=size, crop=crop or None)
-    with _described(images, source, gallery, rows, cut, device,
-                    dict(data=data, split=split, level=level), bs=batch_size,
-                    num_workers=workers, skip_bad=skip_bad) as features:
+    with _described(call, images, source, gallery, cut) as features:
         make_gallery(features, **put)
 
 # %% ../../nbs/91_app.gallery.ipynb #b653fff8
@@ -328,6 +345,7 @@ def _record_of(gallery: str) -> dict:
     raise FileNotFoundError(f'{gallery}: no such gallery')
 
 def _put(features: 'Features', gallery: str, replace: bool):
+    "Add features to a gallery."
     with _changing(gallery) as opened:
         before = len(opened)
         opened.add(features, replace)
@@ -349,12 +367,9 @@ def _add(
     "Add images, described as the gallery was: all of them, or none."
     is_described, record = _is_described(call, images), _record_of(gallery)
     if is_described: return _put(_open_described(images, rows), gallery, replace)
-    source = source_of(record, gallery, model=model, backbone=backbone, weights=weights,
-                       pool=pool, descriptor=descriptor)
+    source = source_of(record, gallery, **named_source(call))
     cut = {k: record.get(k) for k in ('tfms', 'size', 'crop')}
-    with _described(images, source, gallery, rows, cut, device,
-                    dict(data=data, split=split, level=level), bs=batch_size,
-                    num_workers=workers, skip_bad=skip_bad) as features:
+    with _described(call, images, source, gallery, cut) as features:
         _put(features, gallery, replace)
 
 # %% ../../nbs/91_app.gallery.ipynb #ce18f030

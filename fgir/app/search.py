@@ -26,14 +26,13 @@ from fgir.app.cli import (
     refuse_options,
 )
 from fgir.app.describe import (
-    AsJson,
     Backbone,
-    Box,
     Descriptor,
     Model,
     Pool,
     Weights,
     check_source,
+    named_source,
     read_described,
 )
 from fgir.app.gallery import (
@@ -44,6 +43,7 @@ from fgir.app.gallery import (
     pick_array,
     source_of,
 )
+from .train import AsJson, Box
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +78,14 @@ def _row_of(features: 'Features', image: Path) -> int | None:
     there = paths.isin(spellings_of(image, features.table.attrs.get('root'))).to_numpy()
     return int(there.argmax()) if there.any() else None
 
+def _known_photo(
+    opened: 'Index', known: 'Features | None', image: Path,
+) -> tuple[int | None, 'pd.Series | None']:
+    "The row of a photograph in described images, and what is known about it."
+    row = None if known is None else _row_of(known, image)
+    return row, opened.about_photo(image) if row is None else known.table.iloc[row]
+
+# %% ../../nbs/98_app.search.ipynb #3aec447f
 def _box_of(row: 'pd.Series', record: dict) -> list[float] | None:
     "The box of a row of a table, if its images are described by their boxes."
     from fgir.data.table import BOX
@@ -85,6 +93,10 @@ def _box_of(row: 'pd.Series', record: dict) -> list[float] | None:
     return [float(row[c]) for c in BOX] if record.get('crop') else None
 
 # %% ../../nbs/98_app.search.ipynb #7393f2a4
+def _value_of(column: str, text: str) -> int | str:
+    is_number = column == 'label' and text.lstrip('-').isdigit()
+    return int(text) if is_number else text
+
 def _parse_where(words: list[str]) -> dict | None:
     "Read filters, COLUMN=VALUE."
     found = {}
@@ -93,8 +105,7 @@ def _parse_where(words: list[str]) -> dict | None:
         if not sign:
             raise ValueError('--where: expected COLUMN=VALUE, such as '
                              f'name=Laysan_Albatross, found {word!r}')
-        is_number = column == 'label' and value.lstrip('-').isdigit()
-        found.setdefault(column, []).append(int(value) if is_number else value)
+        found.setdefault(column, []).append(_value_of(column, value))
     return found or None
 
 # %% ../../nbs/98_app.search.ipynb #765285c8
@@ -164,13 +175,23 @@ def _searchable(gallery: str, array: str | None) -> tuple['Index', 'Features | N
     if array: raise ValueError(f'--array: {gallery} is a gallery, which has one')
     return open_gallery(gallery), None
 
-
 # %% ../../nbs/98_app.search.ipynb #0bdcea8e
-def _find(opened: 'Index', gallery: str, image: Path, source: dict, device, k, box,
-          **how):
+def _describe_and_find(call: typer.Context, opened: 'Index', image: Path, box, only):
     "Search with a photograph that has to be described first."
-    describe, _ = make_descriptor(source_of(opened.record, gallery, **source), device)
-    return opened.search_image(image, describe, min(k, max(1, len(opened))), box, **how)
+    given = call.params
+    source = source_of(opened.record, given['gallery'], **named_source(call))
+    describe, _ = make_descriptor(source, given['device'])
+    k = min(given['k'], max(1, len(opened)))
+    return opened.search_image(image, describe, k, box, filter=only,
+                               leave_out_self=given['leave_self'])
+
+# %% ../../nbs/98_app.search.ipynb #e9335b01
+def _check_written(call: typer.Context, picture: Path | None, pictures, force: bool):
+    "Raise an error unless what is written can be, and all options serve it."
+    if not (picture or pictures):
+        refuse_options(call, ['force'], 'it goes with --picture')
+    if not pictures: refuse_options(call, ['metric'], 'it goes with --pictures')
+    check_picture(picture, force)
 
 # %% ../../nbs/98_app.search.ipynb #ed13d4d9
 @index_app.command('search')
@@ -185,29 +206,21 @@ def _search(
     force: Force = False,
 ):
     "Find the images of a gallery that are most like a photograph."
-    if not (picture or pictures):
-        refuse_options(call, ['force'], 'it goes with --picture')
-    if not pictures: refuse_options(call, ['metric'], 'it goes with --pictures')
-    check_picture(picture, force)
-    only = _parse_where(where)
-    source = dict(model=model, backbone=backbone, weights=weights, pool=pool,
-                  descriptor=descriptor)
+    _check_written(call, picture, pictures, force)
+    only, source = _parse_where(where), named_source(call)
     if any(source.values()): check_source(**source)
     opened, known = _searchable(gallery, array)
-    row = None if known is None else _row_of(known, image)
-    own = opened.about_photo(image) if row is None else known.table.iloc[row]
-    needs_network = row is None or box or any(source.values())
+    row, own = _known_photo(opened, known, image)
+    is_described = not (row is None or box or any(source.values()))
     if own is not None:
         name, box = name or own['name'], box or _box_of(own, opened.record)
     if pictures:
         _save_pictures(known, row, image, pictures, k, opened.name,
                        metric or 'euclidean', force=force)
-    if needs_network:
-        found = _find(opened, gallery, image, source, device, k, box, filter=only,
-                      leave_out_self=leave_self)
-    else:
+    if is_described:
         refuse_options(call, ['device'], f'{image} is described already')
         found = opened.search_known(known[opened.name][row], image, k, only, leave_self)
+    else: found = _describe_and_find(call, opened, image, box, only)
     _say_notes(opened, found, name)
     _print_answer(image, found, as_json, name)
     if picture: _draw_answer(opened, image, found, name, box, picture)
