@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..backbones.nets import RetrievalNet
 from ..backbones.registry import create_backbone
 from ..data.images import load_image
+from ..features.descriptors import say_crop
 from ..features.exact import neighbours
 from ..features.extraction import extract
 from ..features.retrieval import show_neighbours, sides
