@@ -1,4 +1,4 @@
-"""`fgir demo`: draw, train, measure, search, in under two minutes on two cores
+"""`fgir demo`: draw, train, measure, search, in two to three minutes on two cores
 
 Docs: https://fgir.github.io/fgir/app.demo.html.md"""
 
@@ -163,7 +163,7 @@ _Folder = option(Path, 'Folder for all files, about 25 MB.', metavar='FOLDER')
 
 @app.command('demo')
 def _demo(out: _Folder = Path('fgir-demo'), seed: _Seed = 0, force: Force = False):
-    "Train on drawn fish, score, search. Under two minutes on two cores without a GPU."
+    "Train on drawn fish, score, search. Two to three minutes on two cores without a GPU."
     files = {what: out/name for what, name in DEMO_FILES.items()}
     refuse_existing(files.values(), force)
     start = time.perf_counter()
