@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from processes import Fresh
 from scipy import stats
@@ -106,6 +106,7 @@ def test_neighbours_are_the_oracle(problem, metric, dtype, chunk, data, spare):
 
 
 @settings(deadline=None, max_examples=60)
+@example(n=47, d=22, seed=436, metric='euclidean', chunk=1, dtype=torch.bfloat16, spare=None)
 @given(st.integers(2, 60), st.integers(1, 40), st.integers(0, 10**6), metric_names, st.integers(1, 70),
        st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), spares)
 def test_copies_tie_and_chunks_do_not_matter(n, d, seed, metric, chunk, dtype, spare):
@@ -117,7 +118,11 @@ def test_copies_tie_and_chunks_do_not_matter(n, d, seed, metric, chunk, dtype, s
     with starting_rough(spare): assert (neighbours(x, gallery, n, metric, chunk)[1] == rows[:, :n]).all()
     by_row = torch.empty_like(scores).scatter_(1, rows, scores)
     assert (by_row[:, :n] == by_row[:, n:]).all()
-    assert (by_row.sort(dim=1, descending=metric != "euclidean", stable=True).indices == rows).all()
+    # Scores are of float32, the order is of more digits: two that are equal here may differ there.
+    steps = scores.diff(dim=1)
+    assert (steps >= 0 if metric == "euclidean" else steps <= 0).all()
+    places = torch.empty_like(rows).scatter_(1, rows, torch.arange(2 * n).expand_as(rows))
+    assert (places[:, :n] < places[:, n:]).all()
     ranks = first_hit_rank(x, labels[:n], gallery, labels, metric)
     with starting_rough(spare): assert (first_hit_rank(x, labels[:n], gallery, labels, metric, chunk) == ranks).all()
 

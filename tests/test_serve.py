@@ -374,6 +374,7 @@ def test_the_command_serves_until_it_is_ended_and_leaves_no_upload(tmp_path, fis
 def browser():
     if not BROWSER: pytest.skip('no chromium or chrome on this machine')
     sync_api = pytest.importorskip('playwright.sync_api', reason='playwright drives the browser')
+    sync_api.expect.set_options(timeout=30_000)
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
         yield browser
@@ -386,7 +387,7 @@ def page(browser, site):
     page, hosts, errors = browser.new_page(), set(), []
     page.on('request', lambda r: hosts.add(httpx.URL(r.url).host))
     page.on('pageerror', lambda e: errors.append(str(e)))
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(30_000)
     page.goto(site)
     yield page
     page.close()

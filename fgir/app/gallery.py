@@ -235,7 +235,7 @@ def _keep_described(descriptor, table, gallery: str, cut: dict, **how):
         kept.unlink(missing_ok=True)
 
 # %% ../../nbs/91_app.gallery.ipynb #e366eb6b
-def _read_images(call: typer.Context, images: Path) -> 'pd.DataFrame':
+def _photographs(call: typer.Context, images: Path) -> 'pd.DataFrame':
     "The table of a folder, the rows that a command asks for."
     names = ('data', 'split', 'level')
     table = read_data(images, **{name: call.params[name] for name in names})
@@ -253,7 +253,7 @@ def _described(
     "Describe images."
     from fgir.features.store import Features
 
-    table, given = _read_images(call, images), call.params
+    table, given = _photographs(call, images), call.params
     descriptor, record = make_descriptor(source, given['device'])
     facts = origin(source['model'] and Path(source['model']), source['weights'])
     cut = {**cut_as(record), **{k: v for k, v in cut.items() if v is not None}}
