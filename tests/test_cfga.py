@@ -295,9 +295,9 @@ def test_compiled():
     net, x = RetrievalNet(create_backbone('test_resnet', pretrained=False), dim=8).eval(), torch.randn(1, 3, 64, 64)
     want = Describe(net, ['cfga+', 'embedding'])(x)
     half = RetrievalNet(net.backbone, dim=8).eval()
-    half.head, compiled = net.head, torch.compile(net.backbone)
+    half.head, compiled = net.head, torch.compile(net.backbone, backend='eager')
     half.backbone = compiled
-    for model in (torch.compile(net), half):
+    for model in (torch.compile(net, backend='eager'), half):
         for name, v in Describe(model, ['cfga+', 'embedding'])(x).items(): torch.testing.assert_close(v, want[name])
     assert half.backbone is compiled
     torch.testing.assert_close(CFGA(compiled)(x)['cfga+'], want['cfga+'])
