@@ -147,6 +147,10 @@ class Steps:
         for transform in self.transforms: img = transform(img)
         return img
 
+    def __repr__(self):
+        names = [getattr(t, '__name__', str(t)) for t in self.transforms]
+        return '\n    '.join(['Steps:', *names])
+
 def _checked(name: str, size: int | None) -> tuple[dict, int]:
     "A transform and its size in pixels; ValueError if one is wrong."
     check_choice('tfms', name, tuple(TRANSFORMS))
