@@ -46,7 +46,8 @@ def test_a_search_loads_torch_alone(tmp_path, kind):
     else:
         torch.save(net.state_dict(), tmp_path/'net.pth')
         words = ['--backbone', 'bvlc_googlenet', '--weights', tmp_path/'net.pth']
-    words = ['index', 'build', tmp_path/'fish', gallery, *words, '--size', 48, '--device', 'cpu']
+    engine = 'hnsw' if kind == 'model' else 'flat'
+    words = ['index', 'build', tmp_path/'fish', gallery, *words, '--kind', engine, '--size', 48, '--device', 'cpu']
     assert main([str(word) for word in words]) == 0
     modules, said = loaded('index', 'search', gallery, photo, '-k', 3, '--json')
     assert modules == ['torch'] and said.count('"rank"') == 3

@@ -119,10 +119,12 @@ def test_copies_tie_and_chunks_do_not_matter(n, d, seed, metric, chunk, dtype, s
     by_row = torch.empty_like(scores).scatter_(1, rows, scores)
     assert (by_row[:, :n] == by_row[:, n:]).all()
     # Scores are of float32, the order is of more digits: two that are equal here may differ there.
+    pair, everyone = search.compared(x, gallery, metric), torch.arange(n)
+    if metric == "euclidean": exact = -search._distances(pair, everyone, torch.arange(2 * n).expand(n, -1))
+    else: exact = search.exact_similarity(pair, everyone)
+    assert (exact.sort(dim=1, descending=True, stable=True).indices == rows).all()
     steps = scores.diff(dim=1)
     assert (steps >= 0 if metric == "euclidean" else steps <= 0).all()
-    places = torch.empty_like(rows).scatter_(1, rows, torch.arange(2 * n).expand_as(rows))
-    assert (places[:, :n] < places[:, n:]).all()
     ranks = first_hit_rank(x, labels[:n], gallery, labels, metric)
     with starting_rough(spare): assert (first_hit_rank(x, labels[:n], gallery, labels, metric, chunk) == ranks).all()
 
