@@ -36,8 +36,10 @@ from .demo import (
 )
 from .describe import (
     SOURCE as SOURCE,
+    AsJson as AsJson,
     Backbone as Backbone,
     Batch as Batch,
+    Box as Box,
     CropAs as CropAs,
     Descriptor as Descriptor,
     Model as Model,
@@ -93,8 +95,6 @@ from .processes import (
     in_processes as in_processes,
 )
 from .train import (
-    AsJson as AsJson,
-    Box as Box,
     epochs_shown as epochs_shown,
     recipe_name as recipe_name,
 )

@@ -26,7 +26,9 @@ from fgir.app.cli import (
     refuse_options,
 )
 from fgir.app.describe import (
+    AsJson,
     Backbone,
+    Box,
     Descriptor,
     Model,
     Pool,
@@ -43,7 +45,6 @@ from fgir.app.gallery import (
     pick_array,
     source_of,
 )
-from .train import AsJson, Box
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -53,6 +53,7 @@ from .recipes import (
     list_recipes as list_recipes,
 )
 from .runs import (
+    default_prefix as default_prefix,
     describe_test as describe_test,
     learner_from_recipe as learner_from_recipe,
     run_seeds as run_seeds,
