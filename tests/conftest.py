@@ -1,4 +1,9 @@
+import gc
+
 import pytest
+
+# What is imported lives to the end: the collector need not look through half a million objects again and again.
+gc.disable()
 
 LONG = ['test_survival', 'test_cli', 'test_shards', 'test_published', 'test_cfga', 'test_synth', 'test_serve']
 
@@ -11,6 +16,8 @@ def pytest_collection_modifyitems(items):
         name = item.path.stem
         return not item.get_closest_marker('processes'), LONG.index(name) if name in LONG else len(LONG)
     items.sort(key=rank)
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope='module')

@@ -82,3 +82,16 @@ def command(*words) -> int:
     from fgir.app.cli import main
 
     return main([str(word) for word in words])
+
+
+def command_in_copies(*words) -> int:
+    "As `command`; the processes that it starts are copies of this one, so that they need not import all anew."
+    from fgir.app import processes
+
+    launch = processes._launch
+    def by_fork(n):
+        config = launch(n)
+        config.start_method = 'fork'
+        return config
+    processes._launch = by_fork
+    return command(*words)

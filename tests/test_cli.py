@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from processes import Fresh, command
+from processes import Fresh, command, command_in_copies
 from torchvision.models import resnet18, resnet50
 
 from fgir.app import cli, demo, describe, train
@@ -206,7 +206,7 @@ def test_program_checkpoint(fish, tmp_path, capsys, monkeypatch):
 
 
 def test_demo_in_small(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(demo.DEMO, 'data', dict(n_classes=16, n_per_class=6, size=40))
+    monkeypatch.setitem(demo.DEMO, 'data', dict(n_classes=8, n_per_class=6, size=40))
     monkeypatch.setitem(demo.DEMO, 'cgd', demo.DEMO['cgd'] | dict(batch_size=16, epochs=1, size=32))
     monkeypatch.setitem(demo.DEMO, 'margins', {'untrained network': -100, 'color histogram': -100})
     status, out, err = run(capsys, 'demo', '--out', tmp_path/'demo')
@@ -218,6 +218,7 @@ def test_demo_in_small(tmp_path, capsys, monkeypatch):
     assert 'src="http' not in html and 'fgir demo --seed 0' in html
     refused(capsys, 'demo', '--out', tmp_path/'demo', says='--force')
     monkeypatch.setitem(demo.DEMO, 'margins', {'untrained network': 101, 'color histogram': 101})
+    monkeypatch.setattr(demo, '_save', lambda *_: None)
     refused(capsys, 'demo', '--out', tmp_path/'demo', '--force', '--seed', 1, says='missed')
     assert json.loads((tmp_path/'demo/fish/synth.json').read_text())['seed'] == 1
 
@@ -713,7 +714,7 @@ def test_the_words_of_a_recipe_stand_where_none_is_said(fish, tmp_path, capsys):
 @pytest.mark.processes
 def test_ctrl_c_ends_two_processes_in_one_line(fish, tmp_path):
     words = ['train', 'pp_norm_softmax', fish.attrs['root'], *PROXIES, '--out', tmp_path, '--processes', 2, '--epochs', 500]
-    p = Fresh(command, *words)
+    p = Fresh(command_in_copies, *words)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob('*_last.safetensors')) and time.monotonic() < deadline: time.sleep(.1)
     p.send(signal.SIGINT)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from processes import Fresh, command, two_of_a_group
+from processes import Fresh, command, command_in_copies, two_of_a_group
 from torch import distributed
 
 import fgir.features.shards
@@ -75,7 +75,7 @@ def test_the_command_line_in_shares(fish, weights, tmp_path, way):
     out = tmp_path/'out'
     words = ['extract', fish.attrs['root'], '--backbone', 'resnet18', '--weights', str(weights), '--size', '48',
              '--batch-size', '4', '--workers', '0', '--device', 'cpu', '--rows', 'all', '--out', str(out/'f.safetensors')]
-    if way == 'processes': done = [Fresh(command, *words, '--processes', 2).end()]
+    if way == 'processes': done = [Fresh(command_in_copies, *words, '--processes', 2).end()]
     elif way == 'torchrun': done = two_of_a_group(command, *words)
     else: done = [Fresh(command, *words, '--shard', f'{i}/3').end() for i in (2, 0, 1)]
     assert not any(d.returncode for d in done), done[-1].stderr[-3000:]
