@@ -85,7 +85,7 @@ spares = st.sampled_from([None, 1, 3])
 dtypes = st.sampled_from([np.float64, np.float32, np.float16, np.int32])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(problems(), metric_names, dtypes, st.integers(1, 20), spares)
 def test_recall_is_the_oracle(problem, metric, dtype, chunk, spare):
     q, q_labels, g, g_labels = problem
@@ -94,7 +94,7 @@ def test_recall_is_the_oracle(problem, metric, dtype, chunk, spare):
     assert found == exact_recall(q, q_labels, g, g_labels, KS, metric)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(problems(), metric_names, dtypes, st.integers(1, 20), st.data(), spares)
 def test_neighbours_are_the_oracle(problem, metric, dtype, chunk, data, spare):
     q, _, g, _ = problem
@@ -305,7 +305,7 @@ def plain_scores(q, q_labels, g, g_labels, name, metric="dot", exclude=None, tie
 MEASURES = ["R@1", "R@3", "P@1", "P@4", "P@40", "mAP@3", "mAP@40", "mAP@3/hits", "mAP@40/hits", *OVER_ALL]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(problems(), metric_names, st.integers(1, 20), spares, st.sampled_from(list(TIES)))
 def test_measures_are_their_definitions(problem, metric, chunk, spare, ties):
     with starting_rough(spare): found = score_queries(*problem, MEASURES, metric, ties=ties, chunk=chunk)

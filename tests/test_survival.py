@@ -365,7 +365,8 @@ def weights(tmp_path_factory):
     return str(path)
 
 
-def test_two_processes_train_as_one(table, weights, tmp_path):
+def test_two_processes_train_as_one(weights, tmp_path):
+    table = synth_dataset(tmp_path/'set', n_classes=16, n_per_class=4, size=48, progress=False)
     one, two = tmp_path/'one', tmp_path/'two'
     two.mkdir()
     for done in two_of_a_group(spread_all, table.attrs['root'], str(two), weights):
