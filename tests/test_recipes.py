@@ -444,9 +444,21 @@ def test_mistakes_are_named(table, tmp_path, args, words):
         fit(make(**{'recipe': 'pp_proxy_anchor', 'table': table, 'out': tmp_path, **args}))
 
 
+
+def test_a_small_decay_is_a_decay():
+    "Decays are compared as they are, not as they are printed."
+    assert 'decayed_proxies' in get_recipe('proxy_anchor_cub', wd=1e-7)['quirks']
+
+
 def test_a_rate_for_one_group_leaves_those_of_the_others():
     assert get_recipe('cosface', lr=dict(loss=.1))['lr'] == dict(backbone=1e-5, head=1e-5, loss=.1)
     assert get_recipe('pp_norm_softmax', lr=dict(loss=.1))['lr'] == dict(backbone=1e-4, head=1e-4, loss=.1)
+
+
+def test_a_prefix_may_name_a_folder(table, tmp_path):
+    def run(**how): return fit(make('pp_proxy_anchor', table, tmp_path, prefix='a/b', epochs=1, valid='last'), **how)
+    whole = run().history
+    assert (tmp_path/'a/b_last.safetensors').is_file() and run(resume=True).history == whole
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def _begin(self: RetrievalLearner, resume: bool, force: bool) -> int:
     if not rank_distrib(): self._clear(best, last, force and not resume)
     if not resume or not last.exists(): return 0
     self._check_same_run(last)
-    return self._take_up(last)
+    return self._take_up(last, self._files()['last'])
 
 # %% ../../nbs/58_training.fitting.ipynb #b70cf379
 @patch
@@ -172,12 +172,12 @@ def _check_same_run(self: RetrievalLearner, path: Path):
 
 # %% ../../nbs/58_training.fitting.ipynb #77c968bb
 @patch
-def _take_up(self: RetrievalLearner, path: Path) -> int:
+def _take_up(self: RetrievalLearner, path: Path, name: str) -> int:
     "Load the state of a run; the epochs done. ValueError if it was altered."
     damaged = ValueError(
         f'{path}: the state of the run was altered; force=True begins anew')
     if not _is_whole_state(read_record(path)): raise damaged
-    try: return self.load_state(path.stem)
+    try: return self.load_state(name)
     except (AttributeError, LookupError, TypeError, RuntimeError, ValueError) as e:
         raise e if str(path) in str(e) else damaged from e
 

@@ -159,8 +159,8 @@ def _base(recipe: str | Mapping, backbone: str | None) -> dict:
 # %% ../../nbs/53_training.recipes.ipynb #89147f10
 def _in_full(r: dict) -> dict:
     "The settings as quirks see them: by group, rates relative to the head's, defaults."
-    rates, decays = by_group(r['lr']), by_group(r['wd'])
-    full = dict(r, lr={}, wd={group: round(wd, 6) for group, wd in decays.items()})
+    rates = by_group(r['lr'])
+    full = dict(r, lr={}, wd=by_group(r['wd']))
     if head := rates['head']:
         full['lr'] = {group: round(rate/head, 6) for group, rate in rates.items()}
     for key in ('net', 'loss'):
