@@ -444,7 +444,6 @@ def test_mistakes_are_named(table, tmp_path, args, words):
         fit(make(**{'recipe': 'pp_proxy_anchor', 'table': table, 'out': tmp_path, **args}))
 
 
-
 def test_a_small_decay_is_a_decay():
     "Decays are compared as they are, not as they are printed."
     assert 'decayed_proxies' in get_recipe('proxy_anchor_cub', wd=1e-7)['quirks']
