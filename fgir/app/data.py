@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # %% ../../nbs/92_app.data.ipynb #dee5e43d
 Root = argument(Path, 'ROOT', 'Folder of the data set, or a file of `fgir prepare`.')
 Data = option(
-    str, 'Layout of ROOT: cub, cars, sop, inshop, aircraft, folder (one folder a '
-    'class), cfga, cgd or table; auto tells by the files.', metavar='NAME')
+    str, 'Layout of ROOT: cub, cars, sop, inshop, aircraft, folder (any folder '
+    'of images), cfga, cgd or table (CSV); auto tells by the files.', metavar='NAME')
 Split = option(
     str | None, 'zero-shot (first half of the classes trains) or official.',
     metavar='NAME', default='zero-shot where ROOT leaves a choice')
@@ -87,10 +87,16 @@ def _without_bad(table: 'pd.DataFrame', crop: bool) -> 'pd.DataFrame':
     return drop_bad(table, bad)
 
 def _summary(root: Path, table: 'pd.DataFrame') -> str:
-    counts = table['split'].value_counts(sort=False)
-    splits = ', '.join(f'{n} {split}' for split, n in counts.items())
-    return (f"{root}: {table.attrs['dataset']}, {len(table)} images of "
-            f"{table['label'].nunique()} classes ({splits})")
+    from fgir.data.table import has_label
+
+    known = table[has_label(table)]
+    counts = known['split'].value_counts(sort=False)
+    parts = [f'{n} {split}' for split, n in counts.items() if split]
+    if len(known) < len(table): parts.append(f'{len(table) - len(known)} without a label')
+    n, found = known['label'].nunique(), f"{table.attrs['dataset']}, {len(table)} images"
+    if not n: return f'{root}: {found} without a label'
+    classes = f'{n} classes' if n > 1 else '1 class'
+    return f'{root}: {found} of {classes}' + f' ({", ".join(parts)})'*bool(parts)
 
 # %% ../../nbs/92_app.data.ipynb #55da7554
 def read_data(
@@ -102,6 +108,7 @@ def read_data(
 ) -> 'pd.DataFrame':  # the table
     "Read the table of `root`, and print what is in it."
     reader = _find_reader(root, data)
+    if 'progress' in signature(reader).parameters: choices['progress'] = watched()
     table = reader(root, **_given_choices(reader, **choices))
     if skip_bad: table = _without_bad(table, crop)
     print(_summary(root, table))
@@ -117,14 +124,16 @@ def pick_rows(
     splits = ['test', 'query', 'gallery'] if rows == 'test' else [rows]
     picked = table[table['split'].isin(splits)]
     if len(picked): return picked.reset_index(drop=True)
-    there = ', '.join(table['split'].unique())
-    raise ValueError(f'--rows {rows}: there are {there}, and all')
+    there = [*filter(None, table['split'].unique()), 'all']
+    raise ValueError(f'--rows {rows}: expected one of {", ".join(there)}')
 
 # %% ../../nbs/92_app.data.ipynb #860973d9
 def default_rows(table: 'pd.DataFrame', root: Path) -> str:
-    "'test', but 'all' of a folder of classes that came without a split."
+    "'all', but 'test' of a data set that says which images it keeps for testing."
     is_folder = root.is_dir() and table.attrs['dataset'] == 'folder'
-    return 'all' if is_folder and table.attrs.get('split') == 'zero-shot' else 'test'
+    by_rule = is_folder and table.attrs.get('split') == 'zero-shot'
+    has_test = table['split'].isin(['test', 'query', 'gallery']).any()
+    return 'all' if by_rule or not has_test else 'test'
 
 # %% ../../nbs/92_app.data.ipynb #4425c796
 @app.command('prepare')

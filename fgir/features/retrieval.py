@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..data.files import write_folder_atomic
 from ..data.images import load_row
+from ..data.table import need_labels, title_of
 from .exact import neighbours
 from .metrics import check_ranks, score_queries
 from .store import Features
@@ -40,6 +41,7 @@ def query_and_gallery(
     x: np.ndarray | Tensor,  # (N, D)
 ) -> tuple:  # vectors and labels of queries, then of the gallery (None without one)
     "Vectors and labels of both sides, in the order in which a measure takes them."
+    need_labels(table, "a measure")
     (query, gallery), labels = sides(table), table["label"].to_numpy()
     if gallery is None: return x, labels, None, None
     return x[query], labels[query], x[gallery], labels[gallery]
@@ -82,6 +84,13 @@ def _draw(
         spine.set(visible=color is not None, color=color, linewidth=3)
 
 # %% ../../nbs/45_features.retrieval.ipynb #87eabfb0
+_SHOWN = 256  # pixels of the short side that a picture of many images needs
+
+def _frame(table: pd.DataFrame, q: int, gallery: pd.DataFrame, row: int) -> str | None:
+    "Color of an answer's frame; None where a class is not known."
+    if not (table["name"].iat[q] and gallery["name"].iat[row]): return None
+    return "green" if table["label"].iat[q] == gallery["label"].iat[row] else "red"
+
 def show_neighbours(
     table: pd.DataFrame,  # of the queries
     queries: ArrayLike,  # (Q,) rows of the table
@@ -91,7 +100,7 @@ def show_neighbours(
     cell: float = 1.2,  # inches, side of an image
     crop: bool = False,  # crop to the boxes
 ) -> Figure:
-    "Draw queries and their neighbors: green frames for the same class, else red."
+    "Draw queries and their neighbors: green frames for the same class, red for others."
     gallery = table if gallery is None else gallery
     queries, indices = np.asarray(queries), np.asarray(indices)
     if indices.ndim != 2 or len(indices) != len(queries) or not len(queries):
@@ -101,12 +110,11 @@ def show_neighbours(
     fig, axs = plt.subplots(rows, columns, squeeze=False, layout="constrained",
                             figsize=(cell * columns, (cell + .35) * rows))
     for i, q in enumerate(queries.tolist()):
-        _draw(axs[i, 0], load_row(table, q, crop), table["name"].iat[q])
+        _draw(axs[i, 0], load_row(table, q, crop, _SHOWN), title_of(table, q))
         for j, row in enumerate(indices[i].tolist()):
-            same = table["label"].iat[q] == gallery["label"].iat[row]
             score = None if scores is None else float(scores[i][j])
-            _draw(axs[i, j + 1], load_row(gallery, row, crop), gallery["name"].iat[row],
-                  "green" if same else "red", score)
+            image, color = load_row(gallery, row, crop, _SHOWN), _frame(table, q, gallery, row)
+            _draw(axs[i, j + 1], image, title_of(gallery, row), color, score)
     plt.close(fig)
     return fig
 
@@ -150,7 +158,7 @@ def save_retrieval_pictures(
     folder: str | None = None,  # its name; default the row and the query's file name
 ) -> Path:  # the query's folder
     "Write a query and its neighbors as framed pictures (CGD, PP: `test.py`)."
-    table, labels = features.table, features.table["label"].to_numpy()
+    table = features.table
     if not 0 <= row < len(table):
         raise ValueError(f"row must be 0 to {len(table) - 1}, got {row}")
     crop = bool(features.record.get("crop")) if crop is None else crop
@@ -160,7 +168,7 @@ def save_retrieval_pictures(
     with write_folder_atomic(made, force) as tmp:
         _small(table, row, crop).save(tmp/"query_img.jpg")
         for rank, (score, i) in enumerate(zip(scores, found, strict=True), 1):
-            color = "green" if labels[i] == labels[row] else "red"
+            color = _frame(table, row, table, i)
             name = f"retrieval_img_{rank}_{score:.4f}.jpg"
             _small(table, i, crop, color).save(tmp/name)
     return made
