@@ -105,7 +105,8 @@ def load_image(
         img.load()
         ImageOps.exif_transpose(img, in_place=True)
         rgb = _to_rgb(img)
-        return rgb if box is None else _crop(rgb, _shrunk(box, scale))
+        if box is None: return rgb
+        return _crop(rgb, _shrunk(box, scale) if scale > 1 else box)
 
 # %% ../../nbs/13_data.images.ipynb #dd13c004
 def _short_side(img: Image.Image, box: Sequence[float] | None) -> float:
@@ -125,7 +126,6 @@ def _draft(img: Image.Image, box: Sequence[float] | None, least: int) -> int:
 
 def _shrunk(box: Sequence[float], scale: int) -> Sequence[float]:
     "A box in an image that was decoded at 1/`scale` of its size."
-    if scale == 1: return box
     x1, y1, x2, y2 = (b/scale for b in box)
     return x1, y1, ceil(x2), ceil(y2)
 

@@ -75,7 +75,7 @@ def _draw(
 ) -> None:
     "An image under its class name, in a colored frame or in none, over a score."
     width = int(ax.get_figure().get_size_inches()[0] / ax.get_gridspec().ncols * 16)
-    lines = wrap(name.replace("_", " "), width, max_lines=2, placeholder="…")
+    lines = wrap(name, width, max_lines=2, placeholder="…")
     ax.imshow(image)
     ax.set(xticks=[], yticks=[])
     ax.set_title("\n".join(lines), fontsize=7, pad=3)
@@ -85,6 +85,10 @@ def _draw(
 
 # %% ../../nbs/45_features.retrieval.ipynb #87eabfb0
 _SHOWN = 256  # pixels of the short side that a picture of many images needs
+
+def _title(table: pd.DataFrame, row: int) -> str:
+    "What stands over an image: its class in words, else its file's name."
+    return table["name"].iat[row].replace("_", " ") or title_of(table, row)
 
 def _frame(table: pd.DataFrame, q: int, gallery: pd.DataFrame, row: int) -> str | None:
     "Color of an answer's frame; None where a class is not known."
@@ -110,11 +114,11 @@ def show_neighbours(
     fig, axs = plt.subplots(rows, columns, squeeze=False, layout="constrained",
                             figsize=(cell * columns, (cell + .35) * rows))
     for i, q in enumerate(queries.tolist()):
-        _draw(axs[i, 0], load_row(table, q, crop, _SHOWN), title_of(table, q))
+        _draw(axs[i, 0], load_row(table, q, crop, _SHOWN), _title(table, q))
         for j, row in enumerate(indices[i].tolist()):
             score = None if scores is None else float(scores[i][j])
             image, color = load_row(gallery, row, crop, _SHOWN), _frame(table, q, gallery, row)
-            _draw(axs[i, j + 1], image, title_of(gallery, row), color, score)
+            _draw(axs[i, j + 1], image, _title(gallery, row), color, score)
     plt.close(fig)
     return fig
 
