@@ -191,11 +191,11 @@ def get_transforms(
     return train, transform_to_test(name, size)
 
 # %% ../../nbs/14_data.transforms.ipynb #ee14c003
-_GAP = 1.5  # pixels to decode for one of the resized image; fewer change the vectors
+_GAP = 2  # pixels to decode for one of the resized image; fewer change the vectors
 
 def least_side(
     tfm: Callable,  # half a transform, such as `Steps`
 ) -> int | None:
     "The pixels of the short side that a transform needs decoded; None for all."
     first = tfm.transforms[0] if getattr(tfm, 'draft', False) else None
-    return round(_GAP*max(first.size)) if isinstance(first, Resize) else None
+    return _GAP*max(first.size) if isinstance(first, Resize) else None
