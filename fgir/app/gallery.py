@@ -10,6 +10,7 @@ __all__ = ['Gallery', 'Array', 'names_database', 'in_database', 'open_gallery', 
 
 # %% ../../nbs/91_app.gallery.ipynb #55f163c0
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -193,13 +194,17 @@ def _open_described(images: Path, rows: str) -> 'Features':
     raise FileNotFoundError(f'{images}: no such file of features')
 
 # %% ../../nbs/91_app.gallery.ipynb #57ad9a16
+def _changed(file: Path) -> int:
+    "When a file was changed last, in nanoseconds; 0 for one that is not there."
+    try: return os.stat(file).st_mtime_ns
+    except OSError: return 0
+
 def _part_of(gallery: str, descriptor, table, cut: dict) -> Path:
     "Where descriptions are kept until they are in a gallery."
     from fgir.data.table import image_path
     from fgir.features.unfinished import record_of, work_of
 
-    files = [image_path(table, i) for i in range(len(table))]
-    newest = max((f.stat().st_mtime_ns for f in files if f.exists()), default=0)
+    newest = max((_changed(image_path(table, i)) for i in range(len(table))), default=0)
     work = work_of(table, record_of(descriptor, table, **cut, newest=newest))
     name = gallery.replace('://', '_').replace(':', '_')
     return Path(f'{name}.{work}.new.safetensors')
