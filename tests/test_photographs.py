@@ -209,6 +209,18 @@ def test_commands_with_some_labels(loose, net, tmp_path, capsys):
     assert 'list.csv: folder, 16 images without a label' in out and 'Index of 16 images' in out
 
 
+def test_a_broken_photograph_is_named_with_the_way_out(loose, net, tmp_path, capsys):
+    (tmp_path/'photos').mkdir()
+    whole = (loose/'photos'/'IMG_0.jpg').read_bytes()
+    for name, data in dict(a=whole, b=whole[:400]).items(): (tmp_path/'photos'/f'{name}.jpg').write_bytes(data)
+    build = ['index', 'build', tmp_path/'photos', tmp_path/'g.safetensors', '--model', net]
+    extract = ['extract', tmp_path/'photos', '--out', tmp_path/'f.safetensors', '--model', net]
+    for words in (build, extract):
+        assert 'b.jpg: image file is truncated' in (err := refusal(capsys, *words)) and '; --skip-bad leaves out' in err
+        assert main([str(word) for word in [*words, '--skip-bad']]) == 0
+        assert 'left out 1 image that cannot be read:\nb.jpg: ' in capsys.readouterr().err
+
+
 def test_the_page_without_labels(loose, described):
     gradio = pytest.importorskip('gradio')
     from fgir.app.page import _facts, answer, evidence_picture, search_page

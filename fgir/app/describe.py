@@ -39,6 +39,7 @@ from fgir.app.data import (
     Split,
     Workers,
     default_rows,
+    hint_at_skip_bad,
     pick_rows,
     read_data,
 )
@@ -253,7 +254,8 @@ def say_skipped(features: 'Features', lines: int = 10):
     "Say which images are not among the features because they could not be read."
     skipped = features.record.get('skipped', {})
     if not skipped: return
-    print(f'left out {len(skipped)} images that cannot be read:', file=sys.stderr)
+    images = 'image' if len(skipped) == 1 else 'images'
+    print(f'left out {len(skipped)} {images} that cannot be read:', file=sys.stderr)
     for path, error in list(skipped.items())[:lines]:
         print(f'{path}: {error}', file=sys.stderr)
     if len(skipped) > lines:
@@ -348,9 +350,10 @@ def _extract(
     describe, record = load_descriptor(**source, device=device, **settings)
     _json_files(cfga_json, getattr(describe, 'what', ()), force)
     cut = cut_as(record, tfms=tfms, size=size, crop=crop or None)
-    features = extract_all(
-        describe, table, out, shard, bs=batch_size, num_workers=workers, force=force,
-        progress=watched(), skip_bad=skip_bad, **_record_for(source), **cut)
+    with hint_at_skip_bad():
+        features = extract_all(
+            describe, table, out, shard, bs=batch_size, num_workers=workers, force=force,
+            progress=watched(), skip_bad=skip_bad, **_record_for(source), **cut)
     _finish(features, out, cfga_json, force)
 
 # %% ../../nbs/93_app.describe.ipynb #de0fae77

@@ -30,7 +30,16 @@ from fgir.app.cli import (
     switch,
     watched,
 )
-from .data import Data, Level, SkipBad, Split, Workers, pick_rows, read_data
+from fgir.app.data import (
+    Data,
+    Level,
+    SkipBad,
+    Split,
+    Workers,
+    hint_at_skip_bad,
+    pick_rows,
+    read_data,
+)
 from fgir.app.describe import (
     SOURCE,
     Backbone,
@@ -232,7 +241,9 @@ def _keep_described(descriptor, table, gallery: str, cut: dict, **how):
     with alone_with(kept):
         _say_other_work(kept)
         if kept.exists(): features = Features.load(kept)
-        else: features = extract(descriptor, table, out=kept, **cut, **how)
+        else:
+            with hint_at_skip_bad():
+                features = extract(descriptor, table, out=kept, **cut, **how)
         try: yield features
         except ValueError:  # the same command would come to it again
             kept.unlink(missing_ok=True)
