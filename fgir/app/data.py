@@ -88,14 +88,16 @@ def _without_bad(table: 'pd.DataFrame', crop: bool) -> 'pd.DataFrame':
     print(bad, file=sys.stderr)
     return drop_bad(table, bad)
 
+# %% ../../nbs/92_app.data.ipynb #ff92c003
 def _summary(root: Path, table: 'pd.DataFrame') -> str:
     from fgir.data.table import has_label
 
     known = table[has_label(table)]
     counts = known['split'].value_counts(sort=False)
     parts = [f'{n} {split}' for split, n in counts.items() if split]
-    if len(known) < len(table): parts.append(f'{len(table) - len(known)} without a label')
-    n, found = known['label'].nunique(), f"{table.attrs['dataset']}, {len(table)} images"
+    lost, n = len(table) - len(known), known['label'].nunique()
+    if lost: parts.append(f'{lost} without a label')
+    found = f"{table.attrs['dataset']}, {len(table)} images"
     if not n: return f'{root}: {found} without a label'
     classes = f'{n} classes' if n > 1 else '1 class'
     return f'{root}: {found} of {classes}' + f' ({", ".join(parts)})'*bool(parts)

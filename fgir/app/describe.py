@@ -352,8 +352,9 @@ def _extract(
     cut = cut_as(record, tfms=tfms, size=size, crop=crop or None)
     with hint_at_skip_bad():
         features = extract_all(
-            describe, table, out, shard, bs=batch_size, num_workers=workers, force=force,
-            progress=watched(), skip_bad=skip_bad, **_record_for(source), **cut)
+            describe, table, out, shard, bs=batch_size, num_workers=workers,
+            force=force, progress=watched(), skip_bad=skip_bad,
+            **_record_for(source), **cut)
     _finish(features, out, cfga_json, force)
 
 # %% ../../nbs/93_app.describe.ipynb #de0fae77
@@ -366,7 +367,7 @@ def read_described(file: Path) -> 'Features':
     raise ValueError(f'{file}: no images in it; fgir index add brings some')
 
 def _with_labels(file: Path) -> 'Features':
-    "Read described images to be scored: those that have a label; say how many have not."
+    "Read described images that have a label; say how many have none."
     from fgir.data.table import has_label, need_labels
 
     features = read_described(file)

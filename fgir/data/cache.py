@@ -149,7 +149,7 @@ def resize_cache(
     out: str | Path,  # folder of the cache; one that is there is brought up to date
     crop: bool = False,  # crop to the boxes
     progress: bool = True,  # show a bar
-    least: int | None = None,  # decode a large JPEG no larger than needed: see `load_image`
+    least: int | None = None,  # pixels of a large JPEG to decode, as in `load_image`
 ) -> pd.DataFrame:
     "Decode and resize every image once; return the table with `attrs['cache']`."
     if callable(size): resize = size

@@ -86,7 +86,7 @@ def read_table(
     labels, names = _labels_and_names(rows, where)
     boxes = rows[BOX].apply(pd.to_numeric, errors='coerce') if 'x1' in rows else None
     splits = rows['split'] if 'split' in rows else ''
-    root, dataset = root or attrs.get('root', path.parent), attrs.get('dataset', 'folder')
+    dataset, root = attrs.get('dataset', 'folder'), root or attrs.get('root', path.parent)
     table = make_table(rows['path'], labels, names, splits, root, dataset, boxes, where)
     table.attrs = attrs | table.attrs
     return table

@@ -51,8 +51,9 @@ _IMAGE_EXTENSIONS = {
     if name in FORMATS and ending != '.pfm'}
 
 # %% ../../nbs/12_data.readers.ipynb #c85f3cbb
-_UNREAD = set('.heic .heics .heif .heifs .hif .avif .avifs .jxl .jp2 .j2k .webp .svg .psd '
-              '.eps .tga .ico .exr .pfm .dng .cr2 .cr3 .nef .arw .orf .raf .rw2'.split())
+_UNREAD = set('.heic .heics .heif .heifs .hif .avif .avifs .jxl .jp2 .j2k .webp .svg '
+              '.psd .eps .tga .ico .exr .pfm .dng .cr2 .cr3 .nef .arw .orf .raf '
+              '.rw2'.split())
 _UNREAD -= _IMAGE_EXTENSIONS
 _HEIF = 'reading it needs pillow-heif: pip install "fgir[heif]"'
 _NEEDS = {'.heic': _HEIF, '.heif': _HEIF, '.hif': _HEIF,
@@ -71,6 +72,8 @@ def _is_image(name: str, left: Counter) -> bool:
     return ending in _IMAGE_EXTENSIONS
 
 # %% ../../nbs/12_data.readers.ipynb #7692f062
+_LINKS = 'linked folder(s)'  # among what is left out
+
 def _listed(folder: str, left: Counter, links: bool) -> list[tuple[str, bool]]:
     "Names of the images and subfolders in a folder, in order; which are subfolders."
     found = []
@@ -79,7 +82,7 @@ def _listed(folder: str, left: Counter, links: bool) -> list[tuple[str, bool]]:
             if entry.name.startswith('.'): continue
             is_folder = entry.is_dir()
             if is_folder and entry.is_symlink() and not links:
-                left['linked folder(s)'] += 1
+                left[_LINKS] += 1
             elif is_folder or _is_image(entry.name, left):
                 found.append((entry.name, is_folder))
     return sorted(found)
@@ -95,6 +98,13 @@ def _images_below(root: str, left: Counter, inside: str = '') -> Iterator[str]:
         else: yield from _images_below(root, left, f'{path}/')
 
 # %% ../../nbs/12_data.readers.ipynb #01b24159
+def _why_left(left: Counter) -> str:
+    "Why files were left out, and what to do."
+    needs = filter(None, (reading_needs(f'x{ending}') for ending in left))
+    why = [*dict.fromkeys(needs), f'read are {", ".join(FORMATS)}']
+    if _LINKS in left: why.append('links below the top folders are not followed')
+    return '; '.join(why)
+
 def _find_images(root: Path, progress: bool) -> list[str]:
     "List the images below a folder; log what is left out."
     left = Counter()
@@ -103,17 +113,12 @@ def _find_images(root: Path, progress: bool) -> list[str]:
     paths = list(found)
     kinds = ', '.join(f'{n} {kind}' for kind, n in sorted(left.items()))
     if not paths:
-        raise ValueError(f'{root}: no image that is read here' + f' ({kinds})'*bool(left))
+        hint = f' ({kinds}; {_why_left(left)})' if left else ''
+        raise ValueError(f'{root}: no image that is read here{hint}')
     if left:
-        log = logging.getLogger(__name__)
-        log.warning('%s: left out %s%s', root, kinds, _why_left(left))
+        message = '%s: left out %s; %s'
+        logging.getLogger(__name__).warning(message, root, kinds, _why_left(left))
     return paths
-
-def _why_left(left: Counter) -> str:
-    "Why files were left out, and what to do."
-    needs = dict.fromkeys(filter(None, map(reading_needs, (f'x{end}' for end in left))))
-    links = ['links below the top folders are not followed']*('linked folder(s)' in left)
-    return ''.join(f'; {why}' for why in [*needs, f'read are {", ".join(FORMATS)}', *links])
 
 # %% ../../nbs/12_data.readers.ipynb #f83ba7a6
 def _has_split_folders(root: Path, tops: set[str]) -> bool:

@@ -83,8 +83,10 @@ def _draw(
     for spine in ax.spines.values():
         spine.set(visible=color is not None, color=color, linewidth=3)
 
-# %% ../../nbs/45_features.retrieval.ipynb #87eabfb0
-_SHOWN = 256  # pixels of the short side that a picture of many images needs
+# %% ../../nbs/45_features.retrieval.ipynb #aa45c001
+def _image(table: pd.DataFrame, row: int, crop: bool) -> Image.Image:
+    "An image with as many pixels as a picture of many images needs."
+    return load_row(table, row, crop, least=256)
 
 def _title(table: pd.DataFrame, row: int) -> str:
     "What stands over an image: its class in words, else its file's name."
@@ -95,6 +97,7 @@ def _frame(table: pd.DataFrame, q: int, gallery: pd.DataFrame, row: int) -> str 
     if not (table["name"].iat[q] and gallery["name"].iat[row]): return None
     return "green" if table["label"].iat[q] == gallery["label"].iat[row] else "red"
 
+# %% ../../nbs/45_features.retrieval.ipynb #87eabfb0
 def show_neighbours(
     table: pd.DataFrame,  # of the queries
     queries: ArrayLike,  # (Q,) rows of the table
@@ -114,10 +117,10 @@ def show_neighbours(
     fig, axs = plt.subplots(rows, columns, squeeze=False, layout="constrained",
                             figsize=(cell * columns, (cell + .35) * rows))
     for i, q in enumerate(queries.tolist()):
-        _draw(axs[i, 0], load_row(table, q, crop, _SHOWN), _title(table, q))
+        _draw(axs[i, 0], _image(table, q, crop), _title(table, q))
         for j, row in enumerate(indices[i].tolist()):
             score = None if scores is None else float(scores[i][j])
-            image, color = load_row(gallery, row, crop, _SHOWN), _frame(table, q, gallery, row)
+            image, color = _image(gallery, row, crop), _frame(table, q, gallery, row)
             _draw(axs[i, j + 1], image, _title(gallery, row), color, score)
     plt.close(fig)
     return fig
