@@ -27,8 +27,9 @@ setup(
     packages=find_packages(include=["fgir", "fgir.*"]),
     package_data={"": ["*.csv", "*.css", "*.pyi", "py.typed"]},
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements") + lines("milvus_requirements") + lines("app_requirements"),
-                    "milvus": lines("milvus_requirements"), "app": lines("app_requirements")},
+    extras_require={"dev": lines("dev_requirements") + lines("milvus_requirements") + lines("app_requirements")
+                    + lines("heif_requirements"),
+                    "milvus": lines("milvus_requirements"), "app": lines("app_requirements"), "heif": lines("heif_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["fgir = fgir._modidx:d"],
                   "fgir.classes": ["CGDNet = fgir.papers.cgd:CGDNet", "CGDLoss = fgir.papers.cgd:CGDLoss",
                                    "Classifier = fgir.papers.fgic:Classifier"],

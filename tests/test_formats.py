@@ -91,14 +91,28 @@ def test_table_errors_name_the_line(tmp_path, birds):
     with pytest.raises(ValueError, match='t.json'):
         read_table(file)
     file.with_suffix('.json').unlink()
-    with pytest.raises(FileNotFoundError, match='t.json'):
+    assert read_table(file).attrs == dict(root=str(tmp_path), dataset='folder')
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match='t.csv: no such table'):
         read_table(file)
+
+
+@pytest.mark.parametrize('text, labels, names', [
+    ('path\na\nb\n', [-1, -1], ['', '']), ('path,name\na,jay\nb,\n', [0, -1], ['jay', '']),
+    ('path,name\na,jay\nb,crow\n', [1, 0], ['jay', 'crow']), ('path,label\na,7\nb,\n', [7, -1], ['7', '']),
+    ('path,label,name,split\na,-1,,\nb,3,jay,test\n', [-1, 3], ['', 'jay'])])
+def test_a_list_of_photographs_is_a_table(tmp_path, text, labels, names):
+    (tmp_path/'list.csv').write_text(text)
+    table = read_table(tmp_path/'list.csv')
+    assert table['path'].tolist() == ['a', 'b'] and table['label'].tolist() == labels and table['name'].tolist() == names
+    write_table(table, tmp_path/'again.csv')
+    assert read_table(tmp_path/'again.csv').equals(table)
 
 
 @pytest.mark.parametrize('text, says', [
     (b'', 'No columns to parse'), (b'path,label,name,split\na,0\nb,0,x,train,1,2\n', 'Expected 4 fields in line 3, saw 6'),
     (b'path,label,name,split\n\xff,0,x,train\n', "can't decode byte"),
-    (b'path,label,name,split\na,0\n', 'line 2: expected a split'),
+    (b'path,label,name,split\na,0\n', 'line 2: label 0 has no name'),
     (b'path,name,split,label\na,x\n', 'line 2: expected an integer label'),
     (b'path,label,name,split,x1\na,0,x,train,1\n', "line 1: no column 'y1'"),
     (b'path,label,name,split,y1,x2,y2\na,0,x,train,1,2,2\n', "line 1: no column 'x1'")])

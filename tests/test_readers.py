@@ -2,6 +2,8 @@
 import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -258,12 +260,61 @@ def test_text_in_other_encodings(lay_out):
     refused(lambda: read_cub(root), FileNotFoundError, 'images.txt, line 7: no image')
 
 
-def test_one_class_has_no_zero_shot_split(lay_out):
+def test_loose_images_have_no_label_and_one_class_no_split(lay_out):
     root = lay_out('folder')
-    refused(lambda: read_folder(root/'..'/root.name/CLASSES[0]), ValueError, 'an image outside of a class folder')
-    (root/'only').mkdir()
-    (root/CLASSES[0]).rename(root/'only'/'x')
-    refused(lambda: read_folder(root/'only'), ValueError, 'zero-shot split needs 2 classes or more, found 1')
+    for folder, name in [(root/CLASSES[0], ''), (root/'only', CLASSES[1])]:
+        if name:
+            folder.mkdir()
+            (root/name).rename(folder/name)
+        table = read_folder(folder)
+        assert set(table['name']) == {name} and set(table['split']) == {''} and 'split' not in table.attrs
+        assert set(table['label']) == {0 if name else -1}
+        assert set(read_folder(folder, 'gallery')['split']) == {'gallery'}
+
+
+def test_any_mixture_is_read(lay_out):
+    "Loose images, folders in folders, folders of a kind, hidden and empty folders: each image once, under its top folder."
+    root, picture = lay_out('folder'), Image.new('RGB', (4, 4))
+    before = read_folder(root)
+    added = {'IMG_1.JPG': '', 'zz.webp': '', '2023/05/17/a.png': '2023', '2023/b.png': '2023'}
+    for path in [*added, '.trash/x.jpg', '001.Finch/.thumbs/x.jpg', '.hidden.jpg']:
+        (root/path).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(root/path)
+    (root/'empty'/'deep').mkdir(parents=True)
+    table = read_folder(root)
+    paths = sorted([*before['path'], *added], key=lambda p: p.split('/'))
+    assert table['path'].tolist() == paths
+    assert dict(zip(table['path'], table['name'], strict=True)).items() >= added.items()
+    loose = table['name'] == ''
+    assert (table['label'][loose] == -1).all() and (table['split'][loose] == '').all()
+    assert sorted(set(table['label'])) == [-1, 0, 1, 2, 3, 4] and table.attrs['split'] == 'zero-shot'
+    known = table[table['name'].isin(CLASSES)].reset_index(drop=True)
+    assert known[['path', 'name']].equals(before[['path', 'name']])
+
+
+def test_split_folders_of_loose_images(tmp_path):
+    for path in ('query/a.png', 'gallery/b.png', 'gallery/jay/c.png', 'd.png'):
+        (tmp_path/path).parent.mkdir(exist_ok=True)
+        Image.new('RGB', (4, 4)).save(tmp_path/path)
+    table = read_folder(tmp_path).set_index('path')
+    pairs = {path: (row['split'], row['name']) for path, row in table.iterrows()}
+    assert pairs == {'query/a.png': ('query', ''), 'gallery/b.png': ('gallery', ''), 'gallery/jay/c.png': ('gallery', 'jay'),
+                     'd.png': ('', '')}
+
+
+def test_a_folder_is_listed_without_asking_for_each_file(lay_out, monkeypatch):
+    root, asked = lay_out('folder'), []
+    (root/'link').symlink_to(root/CLASSES[0])
+    for name in ('stat', 'lstat'):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path, *args, real=real, **how: asked.append(path) or real(path, *args, **how))
+    assert len(read_folder(root)) == 10
+    assert not [path for path in asked if str(path).endswith('.jpg')]
+
+
+def test_a_bar_shows_how_many_are_found(lay_out, capsys):
+    assert read_folder(lay_out('folder'), progress=True).equals(read_folder(lay_out('folder')))
+    assert '[0/?' in capsys.readouterr().out
 
 
 CARS_FAULTS = [
@@ -350,6 +401,8 @@ def test_folder_splits(lay_out):
         zip(CLASSES, ['train', 'train', 'test', 'test'], strict=True))
     assert sorted(set(table['label'])) == [0, 1, 2, 3]
     (root/'005.Owl').mkdir()
+    assert read_folder(root).equals(table)
+    Image.new('RGB', (4, 4)).save(root/'005.Owl'/'x.jpg')
     refused(lambda: read_folder(root), ValueError, "005.Owl: a class folder beside the split folder 'test'")
 
 
@@ -363,17 +416,15 @@ def test_folder_faults(lay_out, tmp_path):
     root = lay_out('folder')
     (root/'005.Owl').mkdir()
     (root/'005.Owl'/'Thumbs.db').write_text('')
-    refused(lambda: read_folder(root), ValueError, '005.Owl: a class folder without an image')
+    assert '005.Owl' not in set(read_folder(root)['name'])
     (root/'005.Owl'/'deeper').mkdir()
     Image.new('RGB', (4, 4)).save(root/'005.Owl'/'deeper'/'A.PNG')
     (root/'readme.txt').write_text('passed over')
     (root/'._a.jpg').write_text('passed over')
     (root/'.cache').mkdir()
     assert read_folder(root)['path'].iloc[-1] == '005.Owl/deeper/A.PNG'
-    Image.new('RGB', (4, 4)).save(root/'stray.jpg')
-    refused(lambda: read_folder(root), ValueError, 'stray.jpg: an image outside of a class folder')
     (tmp_path/'empty').mkdir()
-    refused(lambda: read_folder(tmp_path/'empty'), ValueError, 'empty: no class folder with images')
+    refused(lambda: read_folder(tmp_path/'empty'), ValueError, 'empty: no image that is read here')
 
 
 TABLE_FAULTS = [
@@ -553,7 +604,7 @@ def test_no_image_is_opened_but_by_the_list_of_formats():
     calls = [(f.name, line) for f in Path(fgir.__file__).parent.rglob('*.py') for line in f.read_text().splitlines()
              if re.search(r'Image\.open\(|imread|read_image|PILImage', line)]
     assert calls and [c for c in calls if 'formats=' not in c[1]] == []
-    assert set(FORMATS) <= {'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000'}
+    assert set(FORMATS) <= {'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'HEIF'}
 
 
 EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%touch ran) (w) file\n%%EOF\n'
@@ -606,7 +657,7 @@ def test_every_ending_that_is_read_is_an_image(tmp_path, picture, ending):
     assert load_row(table, 0).size == picture.size
 
 
-@pytest.mark.parametrize('lost', [['a/1.heic'], ['a/1.JXL', 'b/2.heic', 'b/3.heic'], ['x.heic'], ['a/deep/1.psd']])
+@pytest.mark.parametrize('lost', [['a/1.psd'], ['a/1.JXL', 'b/2.psd', 'b/3.psd'], ['x.psd'], ['a/deep/1.psd']])
 def test_what_is_left_out_of_a_folder_is_said_in_a_line(lay_out, caplog, lost):
     root = lay_out('folder')
     table = read_folder(root)
@@ -629,14 +680,35 @@ def test_links_to_folders(lay_out, caplog, tmp_path_factory):
     assert read_folder(root)['path'].iloc[-1] == '005.Tit/1.png' and not caplog.records
     (root/'001.Finch'/'circle').symlink_to(root)
     (root/'001.Finch'/'more').symlink_to(other)
-    assert len(read_folder(root)) == 9 and 'left out 2 linked folder(s) ' in caplog.records[0].getMessage()
+    assert len(read_folder(root)) == 9 and 'left out 2 linked folder(s); ' in caplog.records[0].getMessage()
 
 
-def test_a_class_of_unreadable_formats_is_an_error_that_counts_them(lay_out):
-    root = lay_out('folder')
-    (root/'009.Owl').mkdir()
-    for i in range(3): (root/'009.Owl'/f'{i}.heic').touch()
-    refused(lambda: read_folder(root), ValueError, '009.Owl: a class folder without an image that is read here (3 .heic)')
+def test_a_folder_of_unreadable_formats_is_an_error_that_counts_them(tmp_path):
+    for i in range(3): (tmp_path/f'{i}.psd').touch()
+    refused(lambda: read_folder(tmp_path), ValueError, 'no image that is read here (3 .psd)')
+
+
+WITHOUT_HEIF = """
+import sys; sys.modules['pillow_heif'] = None
+import importlib.util as u; find = u.find_spec; u.find_spec = lambda name, *a: None if name == 'pillow_heif' else find(name, *a)
+from fgir.data.images import load_image; from fgir.data.readers import read_folder
+print(len(read_folder(sys.argv[1])))
+try: load_image(sys.argv[1] + '/x.heic')
+except ValueError as e: print(e)
+"""
+
+
+def test_heic_is_read_or_what_reads_it_is_named(tmp_path, picture):
+    for name in ('x.heic', 'y.HIF', 'z.png'): picture.save(tmp_path/name, **{} if name == 'z.png' else {'format': 'HEIF'})
+    assert len(read_folder(tmp_path)) == 3
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.resize((40, 30)).save(tmp_path/'turned.heic', exif=turned.tobytes())
+    assert load_image(tmp_path/'turned.heic').size == (30, 40)
+    run = subprocess.run([sys.executable, '-c', WITHOUT_HEIF, tmp_path], capture_output=True, text=True)
+    needs = 'reading it needs pillow-heif: pip install "fgir[heif]"'
+    assert run.stdout.splitlines() == ['1', f'{tmp_path}/x.heic: {needs}'], run.stderr
+    assert f'left out 2 .heic, 1 .hif; {needs}; read are JPEG' in run.stderr
 
 
 def test_boxes(tmp_path, picture):

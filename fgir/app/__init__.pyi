@@ -27,6 +27,7 @@ from .data import (
     Workers as Workers,
     default_rows as default_rows,
     detect_layout as detect_layout,
+    hint_at_skip_bad as hint_at_skip_bad,
     pick_rows as pick_rows,
     read_data as read_data,
 )

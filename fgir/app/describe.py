@@ -39,6 +39,7 @@ from fgir.app.data import (
     Split,
     Workers,
     default_rows,
+    hint_at_skip_bad,
     pick_rows,
     read_data,
 )
@@ -186,9 +187,9 @@ CropAs = switch('--crop', 'Crop each image to its box.',
 Size = option(int | None, 'Side of the network input, pixels.', min=1,
               metavar='PIXELS', default="the model's, or the transform's")
 Transform = option(
-    str | None, 'Transform by name: cgd, proxy_anchor, cfga_dml, squash, …',
+    str | None, 'Transform by name: photos, cgd, proxy_anchor, cfga_dml, …',
     metavar='NAME',
-    default="the model's; that of CFGA with --descriptor; else cgd: squash")
+    default="the model's; that of CFGA with --descriptor; else photos")
 Batch = option(int | None, 'Images a batch.', min=1, metavar='N',
                default='64 on a GPU, about 2^18 pixels on a CPU')
 Box = option(
@@ -204,7 +205,7 @@ def cut_as(
     **given,  # tfms, size: those that are not None overrule the record
 ) -> dict:
     "How to cut images: what was given, else what the record says."
-    default = dict(tfms='cgd', size=None)
+    default = dict(tfms='photos', size=None)
     cut = {k: given.get(k) or record.get(k, v) for k, v in default.items()}
     return {**cut, 'crop': crop}
 
@@ -241,7 +242,7 @@ _CFGAJson = option(Path | None, 'Also write the arrays as the JSON files of CFGA
 _Rows = option(
     str | None, 'Rows to describe: test (also query and gallery), train, valid, … '
     'or all.', metavar='NAME',
-    default='test; all for a folder of classes that is not split')
+    default='all; test of a data set that says which rows those are')
 _Share = option(
     str | None, 'Describe one share, counted from 0: 3/8 is the fourth of eight.',
     metavar='I/N', default='by rank')
@@ -253,7 +254,8 @@ def say_skipped(features: 'Features', lines: int = 10):
     "Say which images are not among the features because they could not be read."
     skipped = features.record.get('skipped', {})
     if not skipped: return
-    print(f'left out {len(skipped)} images that cannot be read:', file=sys.stderr)
+    images = 'image' if len(skipped) == 1 else 'images'
+    print(f'left out {len(skipped)} {images} that cannot be read:', file=sys.stderr)
     for path, error in list(skipped.items())[:lines]:
         print(f'{path}: {error}', file=sys.stderr)
     if len(skipped) > lines:
@@ -348,9 +350,11 @@ def _extract(
     describe, record = load_descriptor(**source, device=device, **settings)
     _json_files(cfga_json, getattr(describe, 'what', ()), force)
     cut = cut_as(record, tfms=tfms, size=size, crop=crop or None)
-    features = extract_all(
-        describe, table, out, shard, bs=batch_size, num_workers=workers, force=force,
-        progress=watched(), skip_bad=skip_bad, **_record_for(source), **cut)
+    with hint_at_skip_bad():
+        features = extract_all(
+            describe, table, out, shard, bs=batch_size, num_workers=workers,
+            force=force, progress=watched(), skip_bad=skip_bad,
+            **_record_for(source), **cut)
     _finish(features, out, cfga_json, force)
 
 # %% ../../nbs/93_app.describe.ipynb #de0fae77
@@ -361,6 +365,17 @@ def read_described(file: Path) -> 'Features':
     features = features_of(file)
     if len(features): return features
     raise ValueError(f'{file}: no images in it; fgir index add brings some')
+
+def _with_labels(file: Path) -> 'Features':
+    "Read described images that have a label; say how many have none."
+    from fgir.data.table import has_label, need_labels
+
+    features = read_described(file)
+    known = has_label(features.table)
+    if known.all(): return features
+    if not known.any(): need_labels(features.table, 'a measure')
+    print(f'{file}: {(~known).sum()} images without a label are left out')
+    return features.select(known)
 
 def _named(files: list[Path]) -> dict[str, Path]:
     "Each file by its stem, or its path if another file has the same stem."
@@ -459,7 +474,7 @@ def _evaluate(
     refuse_existing([p for p in (report, csv) if p], force)
     from fgir.evaluation.comparison import evaluate as evaluate_features
 
-    features = {name: read_described(file) for name, file in _named(files).items()}
+    features = {name: _with_labels(file) for name, file in _named(files).items()}
     results = evaluate_features(features, ranks, measures=more)
     print_recall(results)
     extra = ['--measures', measures] if measures else []

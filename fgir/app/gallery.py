@@ -10,6 +10,7 @@ __all__ = ['Gallery', 'Array', 'names_database', 'in_database', 'open_gallery', 
 
 # %% ../../nbs/91_app.gallery.ipynb #55f163c0
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,16 @@ from fgir.app.cli import (
     switch,
     watched,
 )
-from .data import Data, Level, SkipBad, Split, Workers, pick_rows, read_data
+from fgir.app.data import (
+    Data,
+    Level,
+    SkipBad,
+    Split,
+    Workers,
+    hint_at_skip_bad,
+    pick_rows,
+    read_data,
+)
 from fgir.app.describe import (
     SOURCE,
     Backbone,
@@ -193,13 +203,17 @@ def _open_described(images: Path, rows: str) -> 'Features':
     raise FileNotFoundError(f'{images}: no such file of features')
 
 # %% ../../nbs/91_app.gallery.ipynb #57ad9a16
+def _changed(file: Path) -> int:
+    "When a file was changed last, in nanoseconds; 0 for one that is not there."
+    try: return os.stat(file).st_mtime_ns
+    except OSError: return 0
+
 def _part_of(gallery: str, descriptor, table, cut: dict) -> Path:
     "Where descriptions are kept until they are in a gallery."
     from fgir.data.table import image_path
     from fgir.features.unfinished import record_of, work_of
 
-    files = [image_path(table, i) for i in range(len(table))]
-    newest = max((f.stat().st_mtime_ns for f in files if f.exists()), default=0)
+    newest = max((_changed(image_path(table, i)) for i in range(len(table))), default=0)
     work = work_of(table, record_of(descriptor, table, **cut, newest=newest))
     name = gallery.replace('://', '_').replace(':', '_')
     return Path(f'{name}.{work}.new.safetensors')
@@ -227,7 +241,9 @@ def _keep_described(descriptor, table, gallery: str, cut: dict, **how):
     with alone_with(kept):
         _say_other_work(kept)
         if kept.exists(): features = Features.load(kept)
-        else: features = extract(descriptor, table, out=kept, **cut, **how)
+        else:
+            with hint_at_skip_bad():
+                features = extract(descriptor, table, out=kept, **cut, **how)
         try: yield features
         except ValueError:  # the same command would come to it again
             kept.unlink(missing_ok=True)

@@ -175,6 +175,7 @@ def shown_image(
     i: int,  # row of it
     folders: Sequence[Path],
     crop: bool = False,  # to the box of the row
+    least: int | None = None,  # pixels of the short side that are enough
 ) -> Image.Image:
     "An image that was found; ValueError without its path if it cannot be shown."
     from fgir.data.images import load_image
@@ -182,7 +183,7 @@ def shown_image(
 
     file = served_file(image_path(found, i), folders)
     box = found[BOX].iloc[i].tolist() if crop else None
-    try: return load_image(file, box)
+    try: return load_image(file, box, least)
     except (ValueError, OSError): raise ValueError('cannot be read') from None
 
 # %% ../../nbs/99_app.guard.ipynb #c2fff530
@@ -201,7 +202,7 @@ def thumbnail(
     found: 'pd.DataFrame', i: int, folders: Sequence[Path], crop: bool = False,
 ) -> Image.Image:
     "A small picture of row `i`, or a card."
-    try: picture = shown_image(found, i, folders, crop)
+    try: picture = shown_image(found, i, folders, crop, _SIDE)
     except ValueError as e: return _card(str(e))
     picture.thumbnail((_SIDE, _SIDE))
     return picture

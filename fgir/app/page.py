@@ -61,6 +61,7 @@ def answer(
     k: int = 12,
 ) -> tuple['pd.DataFrame', list[tuple[Image.Image, str]]]:
     "What is nearest to a photograph, best first: a table, and pictures with captions."
+    from fgir.data.table import title_of
     from fgir.features.extraction import describe_photo
     from fgir.gallery.index import photo_table
 
@@ -69,8 +70,8 @@ def answer(
     among = dict(name=list(names)) if names else None
     found = index.search(vector[index.name], min(k, len(index)), among)
     crop = bool(index.record.get('crop'))
-    captions = [f'{score:.3f} · {name}'
-                for score, name in zip(found['score'], found['name'], strict=True)]
+    captions = [f'{score:.3f} · {title_of(found, i)}'
+                for i, score in enumerate(found['score'])]
     return found, [(thumbnail(found, i, folders, crop), caption)
                    for i, caption in enumerate(captions)]
 
@@ -89,6 +90,7 @@ def evidence_picture(
     i: int,  # row of it
 ) -> tuple[Image.Image | None, str]:  # picture, and the words under it
     "What makes row `i` like the photograph, or why that cannot be shown."
+    from fgir.data.table import title_of
     from fgir.papers.explain import explain_match
 
     if photo is None or found is None or not 0 <= i < len(found):
@@ -99,7 +101,7 @@ def evidence_picture(
         figure = explain_match(describe, *photos, index.name, how['size'], how['tfms'],
                                columns=2)
     except ValueError as e: return None, f'No evidence: {e}'
-    words = (f'Red brings your photograph (a) and {found["name"].iat[i]} (b) together, '
+    words = (f'Red brings your photograph (a) and {title_of(found, i)} (b) together, '
              'blue keeps them apart.')
     return _as_picture(figure), words
 
@@ -140,7 +142,8 @@ def _described_by(record: dict) -> str:
 
 def _facts(index: 'Index') -> str:
     "A line about a gallery, as HTML."
-    words = [f'{len(index):,} images', f'{len(index.store.classes()):,} classes',
+    classes = len(index.store.classes())
+    words = [f'{len(index):,} images', *[f'{classes:,} classes']*bool(classes),
              f'described by {_described_by(index.record)} ({index.name})',
              f'engine {index.store.kind}']
     if index.record.get('crop'):
@@ -169,8 +172,9 @@ def _question(gradio, index: 'Index') -> dict:
     "Lay out the photograph, the classes and the number of images."
     most = min(48, len(index))
     photo = _photo_input(gradio)
+    classes = sorted(index.store.classes())
     names = gradio.Dropdown(
-        sorted(index.store.classes()), multiselect=True, label='Classes',
+        classes, multiselect=True, label='Classes', visible=bool(classes),
         info='Search only among these; type to find one.', elem_id='classes')
     k = gradio.Slider(1, most, min(12, most), step=1, label='Images to find')
     return dict(photo=photo, names=names, k=k)

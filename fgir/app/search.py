@@ -120,6 +120,7 @@ def _say_notes(index: 'Index', found: 'pd.DataFrame', name: str | None):
 def _print_answer(image: Path, found: 'pd.DataFrame', as_json: bool, name: str | None):
     answer = found[['rank', 'score', 'name', 'path']]
     if as_json: return print(json.dumps(answer.to_dict('records')))
+    if not answer['name'].any(): answer = answer.drop(columns='name')
     if not len(found): return print('no image to search among', file=sys.stderr)
     if name: print(f'{image}: {name}')
     print(answer.to_string(index=False, float_format='%.4f'))

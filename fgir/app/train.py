@@ -189,9 +189,11 @@ def _asked_changes(call: typer.Context) -> dict:
 # %% ../../nbs/94_app.train.ipynb #b550e326
 def _check_rows(table: 'pd.DataFrame', recipe: dict):
     "Raise ValueError unless a model of a recipe can be trained and scored on a table."
+    from fgir.data.table import has_label, need_labels
     from fgir.features.retrieval import sides
     from fgir.papers.fgic import check_classes
 
+    if not has_label(table).any(): need_labels(table, 'training')
     if recipe['net']['name'] == 'Classifier': return check_classes(table)
     n = table['split'].isin(['test', 'query', 'gallery']).sum()
     if n >= 2: return sides(table)

@@ -61,6 +61,7 @@ from .images import (
     load_row as load_row,
     open_image as open_image,
     show_images as show_images,
+    upright_size as upright_size,
 )
 from .readers import (
     FORMATS as FORMATS,
@@ -73,6 +74,7 @@ from .readers import (
     read_folder as read_folder,
     read_inshop as read_inshop,
     read_sop as read_sop,
+    reading_needs as reading_needs,
 )
 from .table import (
     BOX as BOX,
@@ -80,10 +82,13 @@ from .table import (
     check_boxes as check_boxes,
     check_files as check_files,
     class_names as class_names,
+    has_label as has_label,
     hold_out_classes as hold_out_classes,
     image_path as image_path,
     make_table as make_table,
+    need_labels as need_labels,
     refuse_rows as refuse_rows,
+    title_of as title_of,
     zero_shot_split as zero_shot_split,
 )
 from .transforms import (
@@ -95,5 +100,6 @@ from .transforms import (
     Shrink as Shrink,
     Steps as Steps,
     get_transforms as get_transforms,
+    least_side as least_side,
     transform_to_test as transform_to_test,
 )

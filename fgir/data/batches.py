@@ -30,12 +30,14 @@ from torchvision.transforms import v2
 from .cache import open_cache, resize_cache, resize_name
 from .files import check_choice
 from .images import BadImage, check_images, drop_bad, load_row
+from .table import need_labels
 from fgir.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Resize,
     Shrink,
     get_transforms,
+    least_side,
     transform_to_test,
 )
 
@@ -75,7 +77,7 @@ class TableImages:
 @patch
 def __getitem__(self: TableImages, i: int) -> tuple[TensorImage, TensorCategory]:
     if self.cache: img = self.cache[self.paths[i]]
-    else: img = load_row(self.table, i, self.crop)
+    else: img = load_row(self.table, i, self.crop, least_side(self.tfm))
     return TensorImage(self.tfm(img)), TensorCategory(self.targets[i])
 
 @patch
@@ -340,8 +342,9 @@ def _cached(
             f'cache: the transform begins with {type(first).__name__}, not with a '
             'resize, so no resized copy gives the same pixels; '
             'to accept others, call resize_cache and give its table')
-    folder = Path(cache)/(resize_name(first) + '-crop'*crop)
-    return resize_cache(table, first, folder, crop, progress)
+    least = least_side(tfm)
+    folder = Path(cache)/(resize_name(first) + '-crop'*crop + '-draft'*bool(least))
+    return resize_cache(table, first, folder, crop, progress, least)
 
 # %% ../../nbs/15_data.batches.ipynb #d2676df0
 class _NormalizeInPlace(Normalize):
@@ -397,6 +400,7 @@ def _train_and_valid(table: pd.DataFrame, valid: str | None) -> list[pd.DataFram
     "The rows to train on and the rows to validate on, a table each."
     rows = table['split'].eq('train'), _valid_rows(table, valid)
     parts = [table[r].reset_index(drop=True) for r in rows]
+    for part in parts: need_labels(part, 'training')
     if not len(parts[0]): raise ValueError("table: no rows of the split 'train'")
     return parts
 

@@ -107,9 +107,10 @@ def _fill(
     cache: ImageCache, table: pd.DataFrame, resize: Callable, progress: bool,
 ) -> None:
     "Append to the cache what it lacks of the table."
-    def pixels_of(i): return np.asarray(resize(load_row(table, i, crop)))
-    rows, crop, n = cache.lacks(table), cache.about['crop'], 64
-    paths, stamps = table['path'].tolist(), _stamps(table, crop)
+    how = cache.about['crop'], cache.about.get('least')
+    def pixels_of(i): return np.asarray(resize(load_row(table, i, *how)))
+    rows, n = cache.lacks(table), 64
+    paths, stamps = table['path'].tolist(), _stamps(table, how[0])
     portions = [rows[i:i + n] for i in range(0, len(rows), n)]
     if progress and rows: portions = progress_bar(portions, leave=False)
     files = cache.folder/'pixels.bin', cache.folder/'index.jsonl'
@@ -148,12 +149,14 @@ def resize_cache(
     out: str | Path,  # folder of the cache; one that is there is brought up to date
     crop: bool = False,  # crop to the boxes
     progress: bool = True,  # show a bar
+    least: int | None = None,  # pixels of a large JPEG to decode, as in `load_image`
 ) -> pd.DataFrame:
     "Decode and resize every image once; return the table with `attrs['cache']`."
     if callable(size): resize = size
     else: resize = Shrink(size) if isinstance(size, int) else Resize(size)
     out = Path(out).expanduser().absolute()
     about = {'version': 1, 'resize': resize_name(resize), 'crop': crop}
+    if least is not None: about['least'] = least
     out.mkdir(parents=True, exist_ok=True)
     with alone_with(out/'index.jsonl', wait=float('inf')):
         _fill(_started(out, about), table, resize, progress)

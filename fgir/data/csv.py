@@ -9,6 +9,7 @@ __all__ = ['write_table', 'read_json', 'read_table']
 
 # %% ../../nbs/19_data.csv.ipynb #3d009c04
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ def read_json(path: Path, kind: type) -> dict | list:
 
 # %% ../../nbs/19_data.csv.ipynb #efb84bd7
 def _read_attrs(path: Path) -> dict:
+    if not path.is_file(): return {}
     attrs = read_json(path, dict)
     for key in ('root', 'dataset'):
         value = attrs.get(key, '')
@@ -46,36 +48,45 @@ def _read_attrs(path: Path) -> dict:
     return attrs
 
 # %% ../../nbs/19_data.csv.ipynb #3594a5cd
-def _read_cells(path: Path) -> pd.DataFrame:
+def _read_cells(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     try: rows = pd.read_csv(path, dtype=str, na_filter=False)
     except ValueError as e:
         reason = ' '.join(str(e).split())
         raise ValueError(f'{path}: {reason}') from e
     box = BOX if rows.columns.isin(BOX).any() else []
-    for column in ('path', 'label', 'name', 'split', *box):
+    for column in (*needed, *box):
         if column not in rows: raise ValueError(f'{path}, line 1: no column {column!r}')
     return rows
 
+# %% ../../nbs/19_data.csv.ipynb #cc19c002
+def _labels_and_names(rows: pd.DataFrame, where: list[str]) -> tuple:
+    "Labels and names of the classes; each follows from the other, or there are none."
+    if 'label' not in rows:
+        if 'name' not in rows: return None, None
+        classes = sorted({*rows['name']} - {''})
+        number = {'': -1} | {name: i for i, name in enumerate(classes)}
+        return rows['name'].map(number), rows['name']
+    text = rows['label']
+    names = rows['name'] if 'name' in rows else text.replace('-1', '')
+    odd = ~text.str.fullmatch('-1|[0-9]{1,18}') & ~(text.eq('') & names.eq(''))
+    refuse_rows(odd, where, 'expected an integer label, found {!r}', text)
+    return text.replace('', '-1').astype(np.int64), names
+
 # %% ../../nbs/19_data.csv.ipynb #8d698baf
 def read_table(
-    path: str | Path,  # the CSV file; its JSON file lies beside it
+    path: str | Path,  # the CSV file; its JSON file may lie beside it
     root: str | Path | None = None,  # the folder of the images, if it has moved since
 ) -> pd.DataFrame:
-    "Read what `write_table` wrote; raises ValueError naming the line that is wrong."
+    "Read what `write_table` wrote, or a list of images; ValueError names a wrong line."
     path = Path(path)
-    beside = path.with_suffix('.json')
-    for file in (path, beside):
-        if not file.is_file():
-            raise FileNotFoundError(f'{path}: no such table: there is no {file.name}')
-    attrs, rows = _read_attrs(beside), _read_cells(path)
+    if not path.is_file(): raise FileNotFoundError(f'{path}: no such table')
+    attrs = _read_attrs(path.with_suffix('.json'))
+    rows = _read_cells(path, ('path', 'label', 'name', 'split') if attrs else ('path',))
     where = [f'{path}, line {i + 2}' for i in range(len(rows))]
-    label, splits = rows['label'], list(rows['split'])
-    odd = ~label.str.fullmatch('[0-9]{1,18}')
-    refuse_rows(odd, where, 'expected an integer label, found {!r}', label)
+    labels, names = _labels_and_names(rows, where)
     boxes = rows[BOX].apply(pd.to_numeric, errors='coerce') if 'x1' in rows else None
-    root = root or attrs.get('root', path.parent)
-    dataset, labels = attrs.get('dataset', 'folder'), label.astype(np.int64)
-    table = make_table(
-        rows['path'], labels, rows['name'], splits, root, dataset, boxes, where)
+    splits = rows['split'] if 'split' in rows else ''
+    dataset, root = attrs.get('dataset', 'folder'), root or attrs.get('root', path.parent)
+    table = make_table(rows['path'], labels, names, splits, root, dataset, boxes, where)
     table.attrs = attrs | table.attrs
     return table

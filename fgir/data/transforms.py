@@ -6,7 +6,7 @@ Docs: https://fgir.github.io/fgir/data.transforms.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'TRANSFORMS', 'Resize', 'Shrink', 'CenterCrop', 'Steps', 'transform_to_test',
-           'get_transforms']
+           'get_transforms', 'least_side']
 
 # %% ../../nbs/14_data.transforms.ipynb #48f78f64
 from collections.abc import Callable
@@ -106,6 +106,10 @@ TRANSFORMS['squash'] = dict(
     train=lambda s, v2: [_squash(s)],
     test=lambda s: [_squash(s)])
 
+TRANSFORMS['photos'] = TRANSFORMS['cgd'] | dict(
+    draft=True,
+    about='as cgd, but a large JPEG is decoded at a fraction of its size')
+
 # %% ../../nbs/14_data.transforms.ipynb #6b90e8da
 TRANSFORMS['cfga_dml'] = dict(
     size=227,
@@ -141,7 +145,12 @@ def _to_tensor(img: Image.Image) -> Tensor:
 
 class Steps:
     "Transforms one after the other."
-    def __init__(self, transforms: list[Callable]): self.transforms = transforms
+    def __init__(
+        self,
+        transforms: list[Callable],
+        draft: bool = False,  # a large JPEG may be decoded at a fraction of its size
+    ):
+        self.transforms, self.draft = transforms, draft
 
     def __call__(self, img: Image.Image) -> Tensor:
         for transform in self.transforms: img = transform(img)
@@ -151,6 +160,7 @@ class Steps:
         names = [getattr(t, '__name__', str(t)) for t in self.transforms]
         return '\n    '.join(['Steps:', *names])
 
+# %% ../../nbs/14_data.transforms.ipynb #ee14c001
 def _checked(name: str, size: int | None) -> tuple[dict, int]:
     "A transform and its size in pixels; ValueError if one is wrong."
     check_choice('tfms', name, tuple(TRANSFORMS))
@@ -167,7 +177,7 @@ def transform_to_test(
 ) -> Steps:
     "The test half of a transform."
     tfm, size = _checked(name, size)
-    return Steps([*tfm['test'](size), _to_tensor])
+    return Steps([*tfm['test'](size), _to_tensor], tfm.get('draft', False))
 
 def get_transforms(
     name: str, size: int | None = None,  # as for `transform_to_test`
@@ -176,5 +186,16 @@ def get_transforms(
     from torchvision.transforms import v2
 
     tfm, size = _checked(name, size)
-    train = tfm['train'] and Steps([*tfm['train'](size, v2), _to_tensor])
+    steps = tfm['train'] and [*tfm['train'](size, v2), _to_tensor]
+    train = steps and Steps(steps, tfm.get('draft', False))
     return train, transform_to_test(name, size)
+
+# %% ../../nbs/14_data.transforms.ipynb #ee14c003
+_GAP = 2  # pixels to decode for one of the resized image; fewer change the vectors
+
+def least_side(
+    tfm: Callable,  # half a transform, such as `Steps`
+) -> int | None:
+    "The pixels of the short side that a transform needs decoded; None for all."
+    first = tfm.transforms[0] if getattr(tfm, 'draft', False) else None
+    return _GAP*max(first.size) if isinstance(first, Resize) else None

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.files import check_choice
-from ..data.images import BadImage, load_row, open_image
+from ..data.images import BadImage, load_row, open_image, upright_size
 from ..data.table import BOX, image_path
-from ..data.transforms import TRANSFORMS, transform_to_test
+from ..data.transforms import TRANSFORMS, least_side, transform_to_test
 from fgir.features.descriptors import (
     as_descriptor,
     crop_for,
@@ -69,17 +69,13 @@ def batch_size(
     return 64 if device.type != "cpu" else min(64, max(1, 2**18//side**2))
 
 # %% ../../nbs/43_features.extraction.ipynb #0ad07a7b
-_ORIENTATION = 0x0112  # the EXIF tag; from 5 on the image is stored on its side
-
 def _upright_size(dataset: 'TableImages', i: int) -> tuple[int, int]:
     "Width and height of a row's image as the transform gets it; (0, 0) if unreadable."
     if dataset.cache:
         h, w = dataset.cache.entries[dataset.paths[i]]["shape"]
         return w, h
     try:
-        with open_image(image_path(dataset.table, i)) as img:
-            w, h = img.size
-            if img.getexif().get(_ORIENTATION, 1) >= 5: w, h = h, w
+        with open_image(image_path(dataset.table, i)) as img: w, h = upright_size(img)
     except Exception: return 0, 0
     if not dataset.crop: return w, h
     x1, y1, x2, y2 = (round(dataset.table[c].iat[i]) for c in BOX)
@@ -166,6 +162,11 @@ def _describe(
                 features.skipped[dl.table["path"].iat[i]] = why
 
 # %% ../../nbs/43_features.extraction.ipynb #b25856cd
+def _decoding(tfm: Callable) -> str:
+    "How large photographs are decoded for a transform, for the record."
+    least = least_side(tfm)
+    return f"JPEG at a scale that leaves {least} pixels" if least else "whole"
+
 def _loader_record(dl: 'RetrievalDL') -> dict:
     "The transform and crop of a loader; ValueError unless it goes in order."
     from fgir.data.batches import RetrievalDL
@@ -177,7 +178,8 @@ def _loader_record(dl: 'RetrievalDL') -> dict:
                          "take table_dl(table), or dls.valid")
     steps = getattr(dl.dataset.tfm, "transforms", [dl.dataset.tfm])
     tfms = " ".join(str(step).splitlines()[0] for step in steps)
-    return dict(tfms=tfms, size=None, crop=dl.dataset.crop)
+    return dict(tfms=tfms, size=None, crop=dl.dataset.crop,
+                decoding=_decoding(dl.dataset.tfm))
 
 # %% ../../nbs/43_features.extraction.ipynb #352fb1c0
 def precision_of(device: torch.device) -> str | None:
@@ -188,7 +190,9 @@ def precision_of(device: torch.device) -> str | None:
 # %% ../../nbs/43_features.extraction.ipynb #7ea173a4
 def _cut(tfms: str, size: int | None, crop: bool, norm: dict) -> dict:
     "How images of a table are made, for the record."
-    return dict(tfms=tfms, size=size or TRANSFORMS[tfms]["size"], crop=crop, **norm)
+    decoding = _decoding(transform_to_test(tfms, size))
+    size = size or TRANSFORMS[tfms]["size"]
+    return dict(tfms=tfms, size=size, crop=crop, decoding=decoding, **norm)
 
 def _loader_of(data, size, tfms, crop, norm, **how) -> tuple['RetrievalDL', dict]:
     "A loader of the data, and how it makes images."
@@ -249,7 +253,8 @@ def _batch_of_photo(
     table: pd.DataFrame, size: int | None, tfms: str, norm: dict, device: torch.device,
 ) -> Tensor:
     "The normalized batch (1, 3, H, W) of a table's first photograph."
-    x = transform_to_test(tfms, size)(load_row(table, 0, crop=True))
+    tfm = transform_to_test(tfms, size)
+    x = tfm(load_row(table, 0, crop=True, least=least_side(tfm)))
     mean, std = (torch.tensor(norm[k], device=device)[:, None, None]
                  for k in ("mean", "std"))
     return ((x.to(device).float().div_(255) - mean) / std)[None]

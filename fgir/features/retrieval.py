@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..data.files import write_folder_atomic
 from ..data.images import load_row
+from ..data.table import need_labels, title_of
 from .exact import neighbours
 from .metrics import check_ranks, score_queries
 from .store import Features
@@ -40,6 +41,7 @@ def query_and_gallery(
     x: np.ndarray | Tensor,  # (N, D)
 ) -> tuple:  # vectors and labels of queries, then of the gallery (None without one)
     "Vectors and labels of both sides, in the order in which a measure takes them."
+    need_labels(table, "a measure")
     (query, gallery), labels = sides(table), table["label"].to_numpy()
     if gallery is None: return x, labels, None, None
     return x[query], labels[query], x[gallery], labels[gallery]
@@ -73,13 +75,27 @@ def _draw(
 ) -> None:
     "An image under its class name, in a colored frame or in none, over a score."
     width = int(ax.get_figure().get_size_inches()[0] / ax.get_gridspec().ncols * 16)
-    lines = wrap(name.replace("_", " "), width, max_lines=2, placeholder="…")
+    lines = wrap(name, width, max_lines=2, placeholder="…")
     ax.imshow(image)
     ax.set(xticks=[], yticks=[])
     ax.set_title("\n".join(lines), fontsize=7, pad=3)
     if score is not None: ax.set_xlabel(f"{score:.4f}", fontsize=7, labelpad=2)
     for spine in ax.spines.values():
         spine.set(visible=color is not None, color=color, linewidth=3)
+
+# %% ../../nbs/45_features.retrieval.ipynb #aa45c001
+def _image(table: pd.DataFrame, row: int, crop: bool) -> Image.Image:
+    "An image with as many pixels as a picture of many images needs."
+    return load_row(table, row, crop, least=256)
+
+def _title(table: pd.DataFrame, row: int) -> str:
+    "What stands over an image: its class in words, else its file's name."
+    return table["name"].iat[row].replace("_", " ") or title_of(table, row)
+
+def _frame(table: pd.DataFrame, q: int, gallery: pd.DataFrame, row: int) -> str | None:
+    "Color of an answer's frame; None where a class is not known."
+    if not (table["name"].iat[q] and gallery["name"].iat[row]): return None
+    return "green" if table["label"].iat[q] == gallery["label"].iat[row] else "red"
 
 # %% ../../nbs/45_features.retrieval.ipynb #87eabfb0
 def show_neighbours(
@@ -91,7 +107,7 @@ def show_neighbours(
     cell: float = 1.2,  # inches, side of an image
     crop: bool = False,  # crop to the boxes
 ) -> Figure:
-    "Draw queries and their neighbors: green frames for the same class, else red."
+    "Draw queries and their neighbors: green frames for the same class, red for others."
     gallery = table if gallery is None else gallery
     queries, indices = np.asarray(queries), np.asarray(indices)
     if indices.ndim != 2 or len(indices) != len(queries) or not len(queries):
@@ -101,12 +117,11 @@ def show_neighbours(
     fig, axs = plt.subplots(rows, columns, squeeze=False, layout="constrained",
                             figsize=(cell * columns, (cell + .35) * rows))
     for i, q in enumerate(queries.tolist()):
-        _draw(axs[i, 0], load_row(table, q, crop), table["name"].iat[q])
+        _draw(axs[i, 0], _image(table, q, crop), _title(table, q))
         for j, row in enumerate(indices[i].tolist()):
-            same = table["label"].iat[q] == gallery["label"].iat[row]
             score = None if scores is None else float(scores[i][j])
-            _draw(axs[i, j + 1], load_row(gallery, row, crop), gallery["name"].iat[row],
-                  "green" if same else "red", score)
+            image, color = _image(gallery, row, crop), _frame(table, q, gallery, row)
+            _draw(axs[i, j + 1], image, _title(gallery, row), color, score)
     plt.close(fig)
     return fig
 
@@ -150,7 +165,7 @@ def save_retrieval_pictures(
     folder: str | None = None,  # its name; default the row and the query's file name
 ) -> Path:  # the query's folder
     "Write a query and its neighbors as framed pictures (CGD, PP: `test.py`)."
-    table, labels = features.table, features.table["label"].to_numpy()
+    table = features.table
     if not 0 <= row < len(table):
         raise ValueError(f"row must be 0 to {len(table) - 1}, got {row}")
     crop = bool(features.record.get("crop")) if crop is None else crop
@@ -160,7 +175,7 @@ def save_retrieval_pictures(
     with write_folder_atomic(made, force) as tmp:
         _small(table, row, crop).save(tmp/"query_img.jpg")
         for rank, (score, i) in enumerate(zip(scores, found, strict=True), 1):
-            color = "green" if labels[i] == labels[row] else "red"
+            color = _frame(table, row, table, i)
             name = f"retrieval_img_{rank}_{score:.4f}.jpg"
             _small(table, i, crop, color).save(tmp/name)
     return made

@@ -55,7 +55,8 @@ def __repr__(self: Features) -> str:
 # %% ../../nbs/42_features.store.ipynb #54f4727d
 def _of_splits(table: pd.DataFrame, splits: np.ndarray) -> np.ndarray:
     "Row numbers of some splits."
-    missing, there = set(splits) - set(table["split"]), sorted(set(table["split"]))
+    has = set(table["split"]) - {""}
+    missing, there = set(splits) - has, sorted(has) or ["none"]
     if missing:
         raise ValueError(f"no rows of split {', '.join(sorted(missing))}, "
                          f"there are {', '.join(there)}")

@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..data.files import OpenFile, naming, write_atomic
+from ..data.table import has_label
 from ..features.store import Features, create_file, open_features, read_features
 
 # %% ../../nbs/81_gallery.faiss.ipynb #b94e330a
@@ -383,7 +384,7 @@ def remove(self: FaissStore, paths: Sequence[str]):
 def classes(self: FaissStore, gone: bool = False) -> dict[str, int]:
     "Names of the classes and their labels; with `gone`, also of removed images."
     table = self.features.table if gone else self.features.table[~self.gone]
-    table = table.drop_duplicates('name')
+    table = table[has_label(table)].drop_duplicates('name')
     return dict(zip(table['name'], table['label'].tolist(), strict=True))
 
 @patch
@@ -547,7 +548,6 @@ def load_store(
 @patch
 def info(self: FaissStore) -> dict:
     "Numbers of a store."
-    table = self.features.table[~self.gone]
     engine = dict(kind=self.kind, similarity='cosine', settings=self.settings)
-    return dict(images=len(self), classes=table['label'].nunique(), name=self.name,
+    return dict(images=len(self), classes=len(self.classes()), name=self.name,
                 dim=self.dim, **engine, removed=int(self.gone.sum()), root=self.root)

@@ -133,12 +133,13 @@ def photo_table(
     box: Sequence[float] | None = None,  # x1 y1 x2 y2 in pixels; default the whole
 ) -> pd.DataFrame:
     "A table of one photograph of unknown class, with its box."
-    from fgir.data.images import load_image
+    from fgir.data.images import open_image, upright_size
 
     path = Path(path).expanduser().absolute()
-    box = (0, 0, *load_image(path).size) if box is None else box
+    if box is None:
+        with open_image(path) as img: box = 0, 0, *upright_size(img)
     where = path.parent, 'photo', [box], [f'{path}, box']
-    return make_table([path.name], [0], ['?'], 'query', *where)
+    return make_table([path.name], None, None, 'query', *where)
 
 # %% ../../nbs/80_gallery.index.ipynb #c2b025a2
 @patch
@@ -280,7 +281,7 @@ def show_search(
     query['name'], query['label'] = name or '', same.iloc[0] if len(same) else -1
     lists = [np.arange(len(results))], results, [results['score']]
     figure = show_neighbours(query, [0], *lists, crop=bool(index.record.get('crop')))
-    if name is None:
+    if not name:
         for ax in figure.axes: ax.spines[:].set_visible(False)
     return figure
 
@@ -292,8 +293,8 @@ def _paths_in(table: pd.DataFrame, root: str | None) -> list[str]:
 
 def _labels_in(names: pd.Series, known: Mapping[str, int], free: int) -> list[int]:
     "Labels of classes: those that are known, and from `free` on for new names."
-    new = [name for name in dict.fromkeys(names) if name not in known]
-    labels = {**known, **{name: free + i for i, name in enumerate(new)}}
+    new = [name for name in dict.fromkeys(names) if name and name not in known]
+    labels = {'': -1, **known, **{name: free + i for i, name in enumerate(new)}}
     return [labels[name] for name in names]
 
 # %% ../../nbs/80_gallery.index.ipynb #48857ea5

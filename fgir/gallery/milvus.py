@@ -195,6 +195,7 @@ def classes(self: MilvusStore) -> dict[str, int]:
     known, rows = {}, self.client.query_iterator(self.collection, **fields)
     while part := rows.next(): known |= {row['name']: row['label'] for row in part}
     rows.close()
+    known.pop('', None)
     return known
 
 # %% ../../nbs/82_gallery.milvus.ipynb #8d1a78c3

@@ -29,6 +29,7 @@ from ..backbones.nets import RetrievalNet, create_pool
 from ..backbones.saving import load_model
 from ..data.files import write_atomic
 from ..data.images import load_image, load_row
+from ..data.table import need_labels
 from ..data.transforms import transform_to_test
 from ..features.descriptors import evaluating, say_crop, trained_crop
 from ..features.extraction import extract
@@ -39,6 +40,7 @@ from ..training.settings import schedule_factor
 # %% ../../nbs/64_papers.fgic.ipynb #6629062a
 def check_classes(table: pd.DataFrame):
     "ValueError unless every class has training images, and some are left to test."
+    need_labels(table, 'a classifier')
     train = table['split'] == 'train'
     lost = np.setdiff1d(table.loc[~train, 'name'], table.loc[train, 'name'])
     if train.all():

@@ -32,7 +32,14 @@ from fgir.data.readers import (
     read_inshop,
     read_sop,
 )
-from ..data.table import BOX, SPLITS, check_files, image_path, make_table
+from fgir.data.table import (
+    BOX,
+    SPLITS,
+    check_files,
+    image_path,
+    make_table,
+    need_labels,
+)
 
 # %% ../../nbs/65_papers.formats.ipynb #6a3a9fc1
 def _image_names(table: pd.DataFrame) -> list[str]:
@@ -283,6 +290,7 @@ def prepare(
     check_choice('name', name, tuple(READERS))
     check_choice('format', format, ('cgd', 'cfga', 'both'))
     table = _read(name, root, **kwargs)
+    need_labels(table, 'a file of the programs')
     out, kind = Path(out).absolute(), 'cropped' if crop else 'uncropped'
     jsons = [] if format == 'cgd' else [out/f for f in CFGA_FILES.values()]
     dicts = [] if format == 'cfga' else [out/f'{kind}_data_dicts.pth']

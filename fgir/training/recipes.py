@@ -76,8 +76,8 @@ class _Registered(Mapping):
 
 # %% ../../nbs/53_training.recipes.ipynb #ea8f6db0
 _SANE = dict(
-    about='what we would take today', source='fgir', tfms='cgd', precision='bf16',
-    warm_up=1, clip_norm=10., wd=1e-4, loss=dict(name='ProxyAnchorLoss', init='unit'),
+    about='what we would take today', source='fgir', tfms='photos',
+    precision='bf16', warm_up=1, clip_norm=10., wd=1e-4, loss=dict(name='ProxyAnchorLoss', init='unit'),
     net=dict(name='RetrievalNet', pool='avg+max', dim=512, layer_norm=True, bias=False),
     optimizer=dict(name='adamw'), lr=dict(backbone=3e-4, head=3e-4, loss=3e-2),
     schedule=dict(name='one_cycle', start=.15))
