@@ -73,19 +73,20 @@ def _measured(name: str) -> dict:
     return dict(million=millions, numbers=net.vectors['native'])
 
 # %% ../../nbs/26_backbones.catalog.ipynb #af9ca78c
-def _fits(name: str, words: Sequence[str]) -> bool:
-    text = f"{name} {_of_timm(name)['license'] if name not in BACKBONES else ''}".lower()
-    return all(word.lower() in text for word in words)
-
 @cache
-def _names() -> list[str]:
+def _known() -> dict[str, str]:
+    "Each name with what is searched for words: itself, and the license."
     import timm
+    from timm.models import get_pretrained_cfg
 
-    return [*BACKBONES, *timm.list_models(pretrained=True)]
+    licenses = {name: get_pretrained_cfg(name).license or 'unknown'
+                for name in timm.list_models(pretrained=True)}
+    return {**dict.fromkeys(BACKBONES, ''), **licenses}
 
 def find_backbones(words: Sequence[str]) -> list[str]:
     "Names of weights, in all of which every word stands, in the name or the license."
-    return [name for name in _names() if _fits(name, words)]
+    return [name for name, license in _known().items()
+            if all(word.lower() in f'{name} {license}'.lower() for word in words)]
 
 # %% ../../nbs/26_backbones.catalog.ipynb #f55a6c36
 def list_backbones(

@@ -134,7 +134,7 @@ def _last_blocks(layers: Mapping[str, nn.Module], pattern: str) -> list[str]:
 # %% ../../nbs/61_papers.cfga.ipynb #f6b94689
 _NO_PLACES = re.compile(
     r'(conv_head|head\w*|pre_logits|classifier|fc|last_linear|aux\w*|attn_pool)(\.|$)'
-    r'|.*\.(se\.|attn\.(fc|conv)|block\.\d\.fc\d)')
+    r'|.*\.(se\.|attn(_last)?\.(fc|conv)|block\.\d\.fc\d|routing_fn)')
 
 def _weighted(net: nn.Module) -> list[str]:
     "All layers with a matrix of weights, however it is computed."
@@ -323,7 +323,8 @@ def _run(self: Describe, x: Tensor) -> tuple[Tensor, dict[str, Call], dict]:
         return *forward_captured(self.backbone, x, self.layers), {}
     if self.model is self.backbone: raise ValueError('a backbone has no embedding')
     passed = []
-    def keep(module, given, maps): passed.append(maps)
+    def keep(module, given, out):
+        passed.append(out[0] if isinstance(out, tuple) else out)
     with self.backbone.register_forward_hook(keep):
         embedding, calls = forward_captured(self.model, x, self.layers)
     if not isinstance(embedding, Tensor):
