@@ -182,7 +182,8 @@ def test_weights_that_timm_cannot_get(monkeypatch):
     with pytest.raises(ValueError, match=f'{name}: No pretrained weights'): create_backbone(name)
     def offline(*args, **kwargs): raise FileNotFoundError('not in the cache\nand more lines')
     monkeypatch.setattr(timm, 'create_model', offline)
-    with pytest.raises(OSError, match=r'test_vit: no weights \(not in the cache\); pass weights=FILE'):
+    with pytest.raises(OSError, match=r'test_vit: no weights \(not in the cache\); get model.safetensors of '
+                       r'https://huggingface.co/timm/test_vit.r160_in1k by other means and pass weights=FILE'):
         create_backbone('test_vit')
 
 
@@ -194,7 +195,7 @@ def test_timm_tag_is_asked_for_by_name(monkeypatch):
         return create(name, pretrained=False, **kwargs)
     monkeypatch.setattr(timm, 'create_model', fake)
     net = create_backbone('test_vit', weights='r160_in1k')
-    assert net.config['name'] == 'test_vit.r160_in1k' and net.pretraining == 'timm test_vit.r160_in1k'
+    assert net.config['name'] == 'test_vit.r160_in1k' and net.pretraining == 'timm test_vit.r160_in1k, apache-2.0'
     create_backbone('test_vit')
     create_backbone('test_vit', pretrained=False)
     assert asked == [('test_vit.r160_in1k', True), ('test_vit', True), ('test_vit', False)]

@@ -56,21 +56,24 @@ Model = option(
     'checkpoint (.pth) of CFGA, CGD, PP, FGIC or Proxy-Anchor.',
     metavar='FILE', default='none')
 Backbone = option(
-    str | None, 'Describe with the pooled map of this network instead: resnet50, '
-    'bvlc_googlenet, any name of timm, …', metavar='NAME', default='none')
+    str | None, 'Describe with this network as it is instead: resnet50, any name of '
+    'timm, hf-hub:OWNER/NAME, local-dir:FOLDER; see fgir backbones.', metavar='NAME',
+    default='none')
 Weights = option(
     str | None, "Backbone's weights: a file, an address or a tag.", metavar='FILE',
     default='its published weights, downloaded')
 
 # %% ../../nbs/93_app.describe.ipynb #7e58c65c
 Pool = option(
-    str | None, 'Poolings of the map: S (mean), M (maximum), G (generalized mean), '
-    'avg+max; several with commas.', metavar='LETTERS', default='S')
+    str | None, "native: the vector of the network's own head; cls: its class token; "
+    'projection: what CLIP compares; or poolings of the map: S (mean), M (maximum), '
+    'G (generalized mean), avg+max; several with commas.', metavar='NAMES',
+    default='native')
 Descriptor = option(
     str | None, 'What to describe by: cfga (all that CFGA saves), or with commas: '
     'cfga+, layers, names of layers, embedding, scda_norm_each, '
     'scda_norm_joint, pool_norm_each, pool_norm_joint.', metavar='NAMES',
-    default="a model's embedding, a backbone's pooled map")
+    default="a model's embedding, a backbone's native vector")
 
 # %% ../../nbs/93_app.describe.ipynb #6574a911
 SOURCE = ('model', 'backbone', 'weights', 'pool', 'descriptor')
@@ -133,13 +136,14 @@ def record_of(model: Path | None) -> dict:
 
 # %% ../../nbs/93_app.describe.ipynb #4d6b4296
 def _load_network(
-    model: Path | None, backbone: str | None, weights: str | None,
+    model: Path | None, backbone: str | None, weights: str | None, head: bool = True,
 ) -> tuple['nn.Module', str, dict]:  # network, key of `PROGRAM_NETWORKS`, its record
     from fgir.backbones.registry import create_backbone
     from fgir.backbones.saving import load_model
 
     if model is None:
-        return create_backbone(backbone, weights=weights), 'pretrained', {}
+        net = create_backbone(backbone, weights=weights, head=head)
+        return net, 'pretrained', {}
     if model.suffix == '.safetensors':
         net = load_model(model)
         return net, 'margin', net.record
@@ -155,7 +159,8 @@ def _by_arrays(net: 'nn.Module', kind: str, record: dict, names: str,
     from fgir.papers.cfga import PROGRAM_NETWORKS, program_descriptor
 
     arrays = None if names == 'cfga' else names.split(',')
-    record = record or dict(tfms=PROGRAM_NETWORKS[kind]['tfms'])
+    own = 'native' if getattr(net, 'fixed_size', False) else None
+    record = record or dict(tfms=own or PROGRAM_NETWORKS[kind]['tfms'])
     return program_descriptor(net, kind, arrays, **settings), record
 
 # %% ../../nbs/93_app.describe.ipynb #00838c31
@@ -163,9 +168,10 @@ def load_descriptor(
     model: Path | None = None,  # a model's file, or …
     backbone: str | None = None,  # … the name of a network, with …
     weights: str | None = None,  # … its weights, see `create_backbone`
-    pool: str | None = None,  # poolings of a backbone's map with commas; default S
+    pool: str | None = None,  # names for `Pooled` with commas; default native
     descriptor: str | None = None,  # 'cfga', or names of `Describe` with commas
     device: str | None = None,  # default the GPU if there is one
+    head: bool = True,  # False: a backbone without its head, as fgir 0.2 took it
     **settings,  # of `Describe`
 ) -> tuple[Callable, dict]:  # in evaluation mode, and how its images are cut
     "Load a trained model or a backbone and make a descriptor of it."
@@ -174,9 +180,10 @@ def load_descriptor(
     from fgir.features.descriptors import as_descriptor
 
     device = pick_device(device)
-    net, kind, record = _load_network(model, backbone, weights)
+    net, kind, record = _load_network(model, backbone, weights, head)
     if descriptor: net, record = _by_arrays(net, kind, record, descriptor, **settings)
-    elif backbone: net = Pooled(net, (pool or 'S').split(','))
+    elif backbone:
+        net, record = Pooled(net, (pool or 'native').split(',')), dict(tfms='native')
     elif not hasattr(net, 'backbone'):
         net, _ = _by_arrays(net, kind, record, 'pool_norm_joint')
     return as_descriptor(net).to(device).eval(), record
@@ -187,9 +194,9 @@ CropAs = switch('--crop', 'Crop each image to its box.',
 Size = option(int | None, 'Side of the network input, pixels.', min=1,
               metavar='PIXELS', default="the model's, or the transform's")
 Transform = option(
-    str | None, 'Transform by name: photos, cgd, proxy_anchor, cfga_dml, …',
-    metavar='NAME',
-    default="the model's; that of CFGA with --descriptor; else photos")
+    str | None, 'Transform by name: native, photos, cgd, proxy_anchor, cfga_dml, …',
+    metavar='NAME', default="the model's; native for a backbone as it is; that of "
+    'CFGA with --descriptor; else photos')
 Batch = option(int | None, 'Images a batch.', min=1, metavar='N',
                default='64 on a GPU, about 2^18 pixels on a CPU')
 Box = option(
@@ -222,7 +229,9 @@ def origin(
 
 # %% ../../nbs/93_app.describe.ipynb #75085a37
 def with_full_paths(source: dict) -> dict:
-    "A source whose files are named by their full paths."
+    "A source whose files are named by their full paths, and its poolings by name."
+    as_it_is = source['backbone'] and not (source['pool'] or source['descriptor'])
+    if as_it_is: source = {**source, 'pool': 'native'}
     files = {k: Path(source[k]).expanduser() for k in ('model', 'weights') if source[k]}
     there = {k: str(file.absolute()) for k, file in files.items() if file.is_file()}
     texts = {k: None if v is None else str(v) for k, v in source.items()}
@@ -234,6 +243,22 @@ def _record_for(source: dict) -> dict:
     name = str(model or source['backbone'])
     facts = origin(model, weights) | dict(source=with_full_paths(source))
     return dict(note=f'{name}, weights {weights}' if weights else name, facts=facts)
+
+# %% ../../nbs/93_app.describe.ipynb #355cd524
+_Words = argument(list[str], '[WORDS]...', 'Words that the name or the license '
+                  'contains, such as dinov2 apache; none: a shortlist.')
+
+@app.command('backbones')
+def _backbones(words: _Words = ()):
+    "List networks: size of the input, parameters, license, and whether they are here."
+    from fgir.backbones.catalog import list_backbones
+
+    table = list_backbones(words)
+    if table.empty: raise ValueError(f'no network with {" and ".join(words)} in its name')
+    table['here'] = table['here'].map({True: 'yes', False: 'no'})
+    print(table.to_string(na_rep='', float_format='%.1f'))
+    print('million: parameters; numbers: length of the native vector. Without '
+          'weights here, they are downloaded.')
 
 # %% ../../nbs/93_app.describe.ipynb #c33ee0ff
 _Output = option(Path, 'File to write (.safetensors).', metavar='FILE')

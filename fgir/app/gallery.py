@@ -153,11 +153,23 @@ def _remembered(source: object, gallery: str = '') -> dict:
         if name and _is_file(key, name): found[key] = _file_of(name, key, gallery)
     return found
 
+# %% ../../nbs/91_app.gallery.ipynb #d9260dab
+def _as_then(source: dict, record: dict) -> dict:
+    "A source with what it leaves open as the gallery was made: version 0.2 took S."
+    config = record.get('config')
+    body = config.get('backbone') if isinstance(config, dict) else None
+    if not source['backbone'] or not isinstance(body, dict): return source
+    by_pools = not (source['pool'] or source['descriptor'])
+    pool = ','.join(config.get('pools', ['S'])) if by_pools else source['pool']
+    head = {} if 'head' in body else {'head': 'none'}
+    return {**source, 'pool': pool, **head}
+
 # %% ../../nbs/91_app.gallery.ipynb #50af1595
 def source_of(record: dict, gallery: str = '', **given) -> dict:
     "What describes: as given, or if nothing is, as the record of a gallery says."
-    if any(given.values()): source = with_full_paths(given)
-    elif record.get('source'): source = _remembered(record['source'], gallery)
+    if any(given.values()): source = with_full_paths(_as_then(given, record))
+    elif record.get('source'):
+        source = _as_then(_remembered(record['source'], gallery), record)
     elif gallery:
         raise ValueError(f'{gallery}: it does not say what described its images; '
                          'give --model FILE or --backbone NAME')
@@ -168,9 +180,10 @@ def source_of(record: dict, gallery: str = '', **given) -> dict:
 # %% ../../nbs/91_app.gallery.ipynb #2f92ceed
 def make_descriptor(source: dict, device: str | None) -> tuple:
     "The descriptor of a source, and how its images are cut."
-    source = {k: source[k] for k in SOURCE}
+    named = {k: source[k] for k in SOURCE}
     model = Path(source['model']) if source['model'] else None
-    return load_descriptor(**source | dict(model=model), device=device)
+    head = source.get('head') != 'none'
+    return load_descriptor(**named | dict(model=model), device=device, head=head)
 
 # %% ../../nbs/91_app.gallery.ipynb #d184f5fc
 Gallery = argument(str, 'GALLERY', 'A file .safetensors, a folder .db of Milvus Lite, '

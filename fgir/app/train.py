@@ -109,7 +109,7 @@ _Backbone = _of_recipe(
     str, 'Network: resnet50, resnext50, inception (BN-Inception), googlenet, any name '
     'of timm, …', metavar='NAME')
 _Scratch = switch('--from-scratch', 'Start from random weights.',
-                  "the recipe's: ImageNet weights")
+                  "the recipe's: published weights")
 _Crop = switch('--crop', 'Crop each image to its box.')
 _Epochs = _of_recipe(int, 'Times through the training images.', min=1, metavar='N')
 _BatchSize = _of_recipe(int, 'Images a step, over all processes.', min=2, metavar='N')

@@ -1,3 +1,8 @@
+from .catalog import (
+    SHORTLIST as SHORTLIST,
+    find_backbones as find_backbones,
+    list_backbones as list_backbones,
+)
 from .classic import (
     BNInception as BNInception,
     BVLCGoogLeNet as BVLCGoogLeNet,
@@ -6,6 +11,7 @@ from .classic import (
 from .nets import (
     MAC as MAC,
     POOLS as POOLS,
+    VECTORS as VECTORS,
     AvgMax as AvgMax,
     Concat as Concat,
     GeM as GeM,
@@ -34,9 +40,12 @@ from .saving import (
 )
 from .towers import (
     as_feature_network as as_feature_network,
+    build_headless as build_headless,
     build_timm as build_timm,
     cut_timm as cut_timm,
+    is_elsewhere as is_elsewhere,
     tokens_to_map as tokens_to_map,
+    with_mean as with_mean,
 )
 from .weights import (
     HEAD_PREFIXES as HEAD_PREFIXES,

@@ -20,9 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .classic import BNInception, BVLCGoogLeNet
-from .towers import as_feature_network, build_timm, cut_timm
+from fgir.backbones.towers import (
+    as_feature_network,
+    build_headless,
+    build_timm,
+    cut_timm,
+    is_elsewhere,
+    with_mean,
+)
 from .weights import is_weight_file, load_weights, read_weights
-from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, native_name
 
 if TYPE_CHECKING:
 
@@ -30,7 +37,8 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/20_backbones.registry.ipynb #9b68219a
 _IMAGENET = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD}
-_OWN = {**_IMAGENET, 'run': 'features', 'weights': None}
+_OWN = {**_IMAGENET, 'run': 'features', 'weights': None,
+        'native': native_name('center', .875, 'bilinear')}
 _TORCHVISION = {**_OWN, 'weights': 'IMAGENET1K_V1'}
 _RESNET = {**_TORCHVISION, 'stride': 32, 'head': ('avgpool', 'fc'), 'run': 'in_a_row'}
 _CAFFE = {'mean': (128/255, 117/255, 104/255), 'std': (1/255,)*3}
@@ -48,21 +56,26 @@ BACKBONES = {
                       'head': ('classifier',)},
     'bn_inception': {**_OWN, **_CAFFE, 'n_features': 1024, 'stride': 32,
                      'head': ('last_linear',)},
-    'bvlc_googlenet': {**_OWN, 'n_features': 1024, 'stride': 32, 'head': ('fc',)}}
+    'bvlc_googlenet': {**_OWN, 'n_features': 1024, 'stride': 32, 'head': ('fc',),
+                       'native': native_name('squash', .875, 'bilinear')}}
 
 # two names that the programs of CGD and PP use
 PROGRAM_NAMES = {'resnext50': 'resnext50_32x4d', 'inception': 'bn_inception'}
 
 # %% ../../nbs/20_backbones.registry.ipynb #a6872af6
+@with_mean
 def _in_a_row(net: nn.Module, x: Tensor) -> Tensor:
     for layer in net.children(): x = layer(x)
     return x
 
+@with_mean
 def _run_googlenet(net: nn.Module, x: Tensor) -> Tensor:
     return _in_a_row(net, net._transform_input(x))
 
+@with_mean
 def _run_features(net: nn.Module, x: Tensor) -> Tensor: return net.features(x)
 
+@with_mean
 def _run_densenet(net: nn.Module, x: Tensor) -> Tensor: return F.relu(net.features(x))
 
 _FORWARD = {'in_a_row': _in_a_row, 'googlenet': _run_googlenet,
@@ -91,27 +104,35 @@ def _set_last_strides(net: nn.Module, strides: tuple[int, int]):
             if strided: m.stride = (stride, stride)
 
 # %% ../../nbs/20_backbones.registry.ipynb #63de42b8
+def _note(net: nn.Module, info: dict, n_features: int | None = None):
+    "Set what must be known of a network on the network itself."
+    net.n_features, net.stride = n_features or info['n_features'], info['stride']
+    net.mean, net.std = info['mean'], info['std']
+    net.native_size, net.native_tfms = None, info['native']
+    net.vectors = {'native': net.n_features}
+
 def _build_listed(name: str, last_strides: tuple[int, int] | None) -> nn.Module:
     "Network of the table, random weights, without its head."
     net, info = _new_network(name), BACKBONES[name]
     for part in info['head']: delattr(net, part)
-    net.n_features, net.stride = info['n_features'], info['stride']
-    net.mean, net.std = info['mean'], info['std']
+    _note(net, info)
     if last_strides:
         _set_last_strides(net, last_strides)
         net.stride = net.stride*last_strides[0]*last_strides[1]//4
     return as_feature_network(net, _FORWARD[info['run']], name, last_strides)
 
 # %% ../../nbs/20_backbones.registry.ipynb #235b7032
-def _from_timm(name: str, pretrained: bool) -> nn.Module:
+def _from_timm(name: str, pretrained: bool, settings: dict | None = None) -> nn.Module:
     "Network of timm; ValueError with a guess if timm has none of this name."
     import timm
 
-    if timm.is_model(name): return build_timm(name, pretrained)
+    if is_elsewhere(name) or timm.is_model(name):
+        return build_timm(name, pretrained, settings)
     close = get_close_matches(name, {*BACKBONES, *timm.list_models()}, n=3)
     guess = f": did you mean {' or '.join(close)}?" if close else ''
     raise ValueError(f"unknown backbone {name!r}{guess} Known are "
-                     f"{', '.join(BACKBONES)} and the names of timm.list_models()")
+                     f"{', '.join(BACKBONES)}, the names of timm.list_models(), "
+                     'hf-hub:OWNER/NAME and local-dir:FOLDER')
 
 # %% ../../nbs/20_backbones.registry.ipynb #05e53035
 _FILES = {
@@ -136,25 +157,40 @@ def _listed_address(name: str, weights: 'str | WeightsEnum | None') -> str:
     raise ValueError(f'weights={weights!r}: {name} has {names}, or give a file')
 
 # %% ../../nbs/20_backbones.registry.ipynb #6b61f1db
+def _native_of(name: str, weights: 'str | WeightsEnum | None') -> str:
+    "The name of the transform that torchvision publishes with weights."
+    from torchvision.models import get_model_weights
+
+    weights = weights or BACKBONES[name]['weights']
+    if not isinstance(weights, Enum): weights = get_model_weights(name)[weights]
+    how = weights.transforms()
+    share = how.crop_size[0]/how.resize_size[0]
+    return native_name('center', share, how.interpolation.value)
+
+# %% ../../nbs/20_backbones.registry.ipynb #dca40e8c
 def _published(
     name: str, weights: 'str | WeightsEnum | None', last_strides: tuple | None,
 ) -> nn.Module:
     "Network with the weights that torchvision or timm publish."
     if name not in BACKBONES:
-        net = _from_timm(f'{name}.{weights}' if weights else name, pretrained=True)
-        net.pretraining = f'timm {net.name}'
-        return net
+        if weights and is_elsewhere(name):
+            raise ValueError(f'weights={weights!r}: {name} brings its own, '
+                             'or give a file')
+        return _from_timm(f'{name}.{weights}' if weights else name, pretrained=True)
     net, address = _build_listed(name, last_strides), _listed_address(name, weights)
     load_weights(net, read_weights(address), address)
     net.pretraining = f'torchvision {weights or BACKBONES[name]["weights"]}'
+    net.native_tfms = _native_of(name, weights)
     return net
 
 # %% ../../nbs/20_backbones.registry.ipynb #8ebd260e
 def create_backbone(
-    name: str,  # of `BACKBONES` or timm, there with or without tag ('name.tag')
+    name: str,  # of `BACKBONES`, timm ('name' or 'name.tag'), a hub or a folder
     pretrained: bool = True,  # False: random weights, unless `weights` is given
     weights: 'str | Path | WeightsEnum | None' = None,  # file, address or name
     last_strides: tuple[int, int] | None = None,  # of ResNets; default (2, 2)
+    head: bool = True,  # False: without timm's own, for models of fgir 0.2
+    settings: dict | None = None,  # of a network of a hub or a folder, from a record
 ) -> nn.Module:  # maps (B,3,H,W), normalized with its `mean` and `std`, to (B,C,h,w)
     "Create the feature network `name`; it carries `n_features`, `stride`, `config`."
     name = PROGRAM_NAMES.get(name, name)
@@ -165,7 +201,8 @@ def create_backbone(
     if not is_file and (pretrained or weights is not None):
         return _published(name, weights, last_strides)
     if name in BACKBONES: net = _build_listed(name, last_strides)
-    else: net = _from_timm(name, pretrained=False)
+    elif head: net = _from_timm(name, False, settings)
+    else: net = build_headless(name)
     net.pretraining = 'none: random weights'
     if is_file: load_weights(net, read_weights(weights), str(weights))
     return net
@@ -179,11 +216,11 @@ def _from_listed(net: nn.Module, kind: str) -> nn.Module:
     info = BACKBONES[_TORCHVISION_CLASSES[kind]]
     cut = (*info['head'], 'aux1', 'aux2')
     net._modules = {k: m for k, m in net._modules.items() if k not in cut}
-    net.n_features, net.stride = info['n_features'], info['stride']
-    net.mean, net.std = info['mean'], info['std']
+    n_features = None
     if kind == 'ResNet':
         convolutions = [m for m in net.layer4[-1].modules() if isinstance(m, nn.Conv2d)]
-        net.n_features = convolutions[-1].out_channels
+        n_features = convolutions[-1].out_channels
+    _note(net, info, n_features)
     return as_feature_network(net, _FORWARD[info['run']], kind)
 
 # %% ../../nbs/20_backbones.registry.ipynb #5a4732d3
@@ -192,8 +229,8 @@ def _from_features(net: nn.Module, kind: str) -> nn.Module:
     net._modules = {'features': net.features}
     trial = next(net.parameters()).new_zeros(1, 3, 128, 128)
     with torch.no_grad(): maps = deepcopy(net.features).eval()(trial)
-    net.n_features, net.stride = maps.shape[1], 2**round(math.log2(128/maps.shape[2]))
-    net.mean, net.std = _IMAGENET['mean'], _IMAGENET['std']
+    stride = 2**round(math.log2(128/maps.shape[2]))
+    _note(net, {**_TORCHVISION, 'n_features': maps.shape[1], 'stride': stride})
     forward = _run_densenet if kind == 'DenseNet' else _run_features
     return as_feature_network(net, forward, kind)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .registry import create_backbone
+from .towers import is_elsewhere
 from .weights import first_line
 from ..data.files import OpenFile, lay_out, parse_json, write_atomic
 
@@ -154,7 +155,10 @@ def build_model(record: dict, source: str | Path = 'record') -> nn.Module:
     cls, config = _class_of(record, source), record['config']
     name = record['class']
     if not _small(config): raise ValueError(f'{source}: {name} cannot be that large')
-    backbone = {**config['backbone'], 'weights': None, 'pretrained': False}
+    body = {'head': False, **config['backbone']}  # 0.2 built none
+    if is_elsewhere(str(body.get('name'))) and not body.get('settings'):
+        raise ValueError(f'{source}: made of {body["name"]}, which is not fetched')
+    backbone = {**body, 'weights': None, 'pretrained': False}
     try: return cls(**{**config, 'backbone': create_backbone(**backbone)})
     except Exception as e:
         why = f'does not take its settings ({first_line(e)})'

@@ -92,13 +92,13 @@ HEAD_PREFIXES = ('fc.', 'classifier.', 'last_linear.', 'head.', 'head_dist.',
 # %% ../../nbs/25_backbones.weights.ipynb #02e4c97f
 def _shape(t: Tensor) -> tuple: return tuple(n for n in t.shape if n != 1)
 
-def _misfits(own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+def _misfits(own: dict[str, Tensor], state: dict[str, Tensor], cut: tuple) -> list[str]:
     "What is wrong with the names and shapes of `state`, a few words each."
     found = [f'{k} missing' for k in own if k not in state]
     for k, v in own.items():
         if k in state and _shape(state[k]) != _shape(v):
             found.append(f'{k} is {tuple(state[k].shape)}, not {tuple(v.shape)}')
-    left_over = [k for k in state if k not in own and not k.startswith(HEAD_PREFIXES)]
+    left_over = [k for k in state if k not in own and not k.startswith(cut)]
     return found + [f'{k} unknown' for k in left_over]
 
 # %% ../../nbs/25_backbones.weights.ipynb #9721f842
@@ -113,7 +113,7 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], source: str):
     state = _part(_part(state, 'module.'), 'backbone.')
     own = {k: v for k, v in net.state_dict().items()
            if k in state or not k.endswith('num_batches_tracked')}
-    wrong = _misfits(own, state)
+    wrong = _misfits(own, state, getattr(net, 'cut', HEAD_PREFIXES))
     if wrong:
         more = ', …' if len(wrong) > 3 else ''
         raise ValueError(f'{source} does not fit {net.name}, '

@@ -99,7 +99,9 @@ from .transforms import (
     Resize as Resize,
     Shrink as Shrink,
     Steps as Steps,
+    find_transform as find_transform,
     get_transforms as get_transforms,
     least_side as least_side,
+    native_name as native_name,
     transform_to_test as transform_to_test,
 )

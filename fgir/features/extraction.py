@@ -20,13 +20,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data.files import check_choice
 from ..data.images import BadImage, load_row, open_image, upright_size
 from ..data.table import BOX, image_path
-from ..data.transforms import TRANSFORMS, least_side, transform_to_test
+from ..data.transforms import find_transform, least_side, transform_to_test
 from fgir.features.descriptors import (
     as_descriptor,
+    check_takes,
     crop_for,
+    cut_for,
     device_of,
     evaluating,
     normalization_of,
@@ -61,11 +62,10 @@ def _named(result: Tensor | Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
 def batch_size(
     device: torch.device,
     size: int | None = None,  # pixels, as in `get_transforms`
-    tfms: str = "cgd",  # one of `TRANSFORMS`
+    tfms: str = "cgd",  # see `find_transform`
 ) -> int:
     "Images to describe at once: 64 on a GPU, on a CPU about 2¹⁸ pixels and 64 at most."
-    check_choice("tfms", tfms, tuple(TRANSFORMS))
-    side = size or TRANSFORMS[tfms]["size"]
+    side = size or find_transform(tfms)["size"]
     return 64 if device.type != "cpu" else min(64, max(1, 2**18//side**2))
 
 # %% ../../nbs/43_features.extraction.ipynb #0ad07a7b
@@ -191,7 +191,7 @@ def precision_of(device: torch.device) -> str | None:
 def _cut(tfms: str, size: int | None, crop: bool, norm: dict) -> dict:
     "How images of a table are made, for the record."
     decoding = _decoding(transform_to_test(tfms, size))
-    size = size or TRANSFORMS[tfms]["size"]
+    size = size or find_transform(tfms)["size"]
     return dict(tfms=tfms, size=size, crop=crop, decoding=decoding, **norm)
 
 def _loader_of(data, size, tfms, crop, norm, **how) -> tuple['RetrievalDL', dict]:
@@ -215,7 +215,7 @@ def extract(
     descriptor: Callable[[Tensor], Tensor | Mapping[str, Tensor]],  # network, function
     data: 'pd.DataFrame | RetrievalDL',  # a table, or a loader of it in order
     size: int | None = None,  # pixels, as in `get_transforms`
-    tfms: str = "cgd",  # one of `TRANSFORMS`, of which the test half is taken
+    tfms: str | None = None,  # one of `TRANSFORMS`, or 'native'; see `cut_for`
     bs: int | None = None,  # images a batch; default see `batch_size`
     crop: bool | None = None,  # crop to the boxes; default as in training, if any
     num_workers: int | None = None,  # as in `table_dl`
@@ -233,9 +233,12 @@ def extract(
     _check_out(out, data, force)
     crop, descriptor = crop_for(descriptor, data, crop), as_descriptor(descriptor)
     device = torch.device(device) if device else device_of(descriptor)
+    if isinstance(data, pd.DataFrame):
+        tfms, size = cut_for(descriptor, tfms, size)
+        check_takes(descriptor, tfms, size)
     dl, made = _loader_of(
         data, size, tfms, crop, normalization_of(descriptor), device=device,
-        bs=bs or batch_size(device, size, tfms), num_workers=num_workers, cache=cache,
+        bs=bs or batch_size(device, size, tfms or "cgd"), num_workers=num_workers, cache=cache,
         progress=progress)
     made |= dict(autocast=precision_of(device), dtype=dtype, note=note)
     record = record_of(descriptor, dl.table, **made) | dict(facts or {})
@@ -264,10 +267,11 @@ def describe_photo(
     descriptor: Callable,
     table: pd.DataFrame,  # of one photograph, with its box
     size: int | None = None,  # pixels, as in `get_transforms`
-    tfms: str = "cgd",  # one of `TRANSFORMS`, of which the test half is taken
+    tfms: str | None = None,  # one of `TRANSFORMS`, or 'native'; see `cut_for`
 ) -> Features:
     "Describe one photograph as `extract` does, without what loads many: no fastai."
     descriptor = as_descriptor(descriptor)
+    tfms, size = cut_for(descriptor, tfms, size)
     device, norm = device_of(descriptor), normalization_of(descriptor)
     batch = _batch_of_photo(table, size, tfms, norm, device)
     with evaluating(descriptor), torch.no_grad(): named = _named(descriptor(batch), 1)

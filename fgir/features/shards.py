@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..data.batches import TableImages, own_share
 from ..data.files import alone_with, in_use, say
-from ..data.transforms import TRANSFORMS, transform_to_test
-from .descriptors import crop_for, device_of
+from ..data.transforms import find_transform, transform_to_test
+from .descriptors import crop_for, cut_for, device_of
 from .extraction import batch_size, batches_of, extract, precision_of
 from .store import Features
 from fgir.features.unfinished import (
@@ -149,7 +149,7 @@ def _share_facts(table: pd.DataFrame, cut: dict, facts: Mapping | None) -> dict:
 # %% ../../nbs/44_features.shards.ipynb #31dbd989
 def _work(descriptor, table, cut, facts, device, dtype='float32', note='', **_) -> str:
     "Twelve digits for the work that shares belong to, whatever software does it."
-    size = cut['size'] or TRANSFORMS[cut['tfms']]['size']
+    size = cut['size'] or find_transform(cut['tfms'])['size']
     record = record_of(
         descriptor, table, tfms=cut['tfms'], size=size, crop=cut['crop'],
         autocast=precision_of(device), dtype=dtype, note=note)
@@ -162,7 +162,7 @@ def extract_shard(
     out: str | Path,  # file to write
     shard: tuple[int, int] | None = None,  # (i, n), i from 0; default by rank
     size: int | None = None,  # this and the following as in `extract`
-    tfms: str = 'cgd',
+    tfms: str | None = None,
     bs: int | None = None,
     crop: bool | None = None,
     device: str | torch.device | None = None,
@@ -174,6 +174,7 @@ def extract_shard(
     out, (i, n) = Path(out), shard or own_share()
     refuse_twice(table, 'table')
     device = torch.device(device) if device else device_of(descriptor)
+    tfms, size = cut_for(descriptor, tfms, size)
     crop, bs = crop_for(descriptor, table, crop), bs or batch_size(device, size, tfms)
     cut = dict(size=size, tfms=tfms, bs=bs, crop=crop)
     if out.exists() and not force:

@@ -149,12 +149,13 @@ def as_described(
     size: int | None = None,  # default the record's
 ) -> dict:  # for `describe_photo`
     "How to read one photograph for this gallery; ValueError for an unnamed transform."
-    from fgir.data.transforms import TRANSFORMS
+    from fgir.data.transforms import TRANSFORMS, find_transform
 
     tfms, size = tfms or self.record.get('tfms'), size or self.record.get('size')
-    if tfms not in TRANSFORMS:
+    try: find_transform(tfms)
+    except ValueError:
         raise ValueError(f'tfms: the gallery was made with {tfms!r}; '
-                         f'give one of {", ".join(TRANSFORMS)}')
+                         f'give one of {", ".join(TRANSFORMS)}') from None
     return dict(tfms=tfms, size=size)
 
 # %% ../../nbs/80_gallery.index.ipynb #63cce5e2

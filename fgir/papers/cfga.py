@@ -133,31 +133,49 @@ def _last_blocks(layers: Mapping[str, nn.Module], pattern: str) -> list[str]:
 
 # %% ../../nbs/61_papers.cfga.ipynb #f6b94689
 _NO_PLACES = re.compile(
-    r'(conv_head|head\w*|pre_logits|classifier|fc|last_linear|aux\w*)(\.|$)'
-    r'|.*\.(se\.|attn\.(fc|conv)|block\.\d\.fc\d)')
+    r'(conv_head|head\w*|pre_logits|classifier|fc|last_linear|aux\w*|attn_pool)(\.|$)'
+    r'|.*\.(se\.|attn(_last)?\.(fc|conv)|block\.\d\.fc\d|routing_fn)')
 
-def _last_dense(layers: Mapping[str, nn.Module]) -> list[str]:
-    "The last two layers that are not grouped, wider than 1×1 if such come late."
-    dense = [name for name, layer in layers.items()
-             if getattr(layer, 'groups', 1) == 1 and not _NO_PLACES.match(name)]
-    late = dense[-max(2, len(dense)//3):]
-    width = {name: max(getattr(layers[name], 'kernel_size', (1,))) for name in late}
-    wide = [name for name in late if width[name] > 1]
-    return (wide if len(wide) > 1 else dense)[-2:]
+def _weighted(net: nn.Module) -> list[str]:
+    "All layers with a matrix of weights, however it is computed."
+    with_weights = {name: getattr(m, 'weight', None) for name, m in net.named_modules()}
+    return [name for name, w in with_weights.items()
+            if isinstance(w, Tensor) and w.ndim > 1 and not _NO_PLACES.match(name)]
+
+def _is_late(chosen: Sequence[str], order: list[str], share: float) -> bool:
+    "Whether layers are among the last four, or come after a share of all."
+    return order.index(chosen[0]) >= min(share*len(order), len(order) - 4)
+
+# %% ../../nbs/61_papers.cfga.ipynb #6d93bbaa
+def _last_dense(layers: Mapping[str, nn.Module], order: list[str]) -> list[str]:
+    "The last two layers that are not grouped, wider than 1×1 if such come last."
+    def is_dense(m): return getattr(m, 'groups', 1) == 1 and m.weight.shape[1] > 1
+    dense = [n for n, m in layers.items() if is_dense(m) and not _NO_PLACES.match(n)]
+    width = {n: max(getattr(layers[n], 'kernel_size', (1,))) for n in dense}
+    wide = [n for n in dense if width[n] > 1][-2:]
+    if len(wide) == 2 and _is_late(wide, order, .85): return wide
+    return dense[-2:] if dense and _is_late(dense[-2:], order, .75) else []
 
 # %% ../../nbs/61_papers.cfga.ipynb #abd94a49
+def _is_first(chosen: list[str], layers: Mapping[str, nn.Module]) -> bool:
+    "Whether blocks of the MobileNets are not of their last two stages."
+    stages = [int(m[1]) for name in layers if (m := re.match(r'blocks\.(\d+)\.', name))]
+    found = re.match(r'blocks\.(\d+)\.\d+\.conv_pw', chosen[-1])
+    return bool(found) and int(found[1]) < max(stages) - 1
+
 def default_layers(
     net: nn.Module,  # a feature network
 ) -> tuple[list[str], list[str]]:  # names of 'layers', and of those that make 'cfga+'
-    "The layers of the last two blocks of a known family, else the last two dense ones."
-    kinds = nn.Conv2d | nn.Linear
-    layers = {name: m for name, m in net.named_modules() if isinstance(m, kinds)}
+    "The layers of the last blocks; none where their weights are computed in each pass."
+    kinds, order = nn.Conv2d | nn.Linear, _weighted(net)
+    layers = {name: m for name, m in net.named_modules()
+              if isinstance(m, kinds) and 'Std' not in type(m).__name__}
     for pattern, plus in _FAMILIES.values():
         chosen = _last_blocks(layers, pattern)
-        if not chosen: continue
+        if not chosen or _is_first(chosen, dict.fromkeys(order)): continue
         pair = [name for name in chosen if re.search(plus, name)]
-        return chosen, pair or _last_dense({name: layers[name] for name in chosen})
-    chosen = _last_dense(layers)
+        return chosen, pair or _last_dense({n: layers[n] for n in chosen}, order)
+    chosen = _last_dense(layers, order)
     return chosen, chosen
 
 # %% ../../nbs/61_papers.cfga.ipynb #98492df2
@@ -208,6 +226,10 @@ class Describe(nn.Module):
     def backbone(self) -> nn.Module: return getattr(self.model, 'backbone', self.model)
 
 # %% ../../nbs/61_papers.cfga.ipynb #4609d01b
+def _no_default(net: nn.Module) -> ValueError:
+    return ValueError(f'{net.name} has no default layers for CFGA, since its last ones '
+                      'compute their weights in each pass; name others')
+
 def _layer_sets(plus) -> dict[str, list[str]]:
     "Sets of layers by name; a list alone is 'cfga+'."
     return dict(plus) if isinstance(plus, Mapping) else {'cfga+': list(plus)}
@@ -218,6 +240,8 @@ def _choose(self: Describe, what: Sequence[str], plus):
     default, pair = default_layers(self.backbone)
     self.plus = _layer_sets(pair if plus is None else plus)
     what = [what] if isinstance(what, str) else what
+    if not default and plus is None and {'layers', 'cfga+'} & {*what}:
+        raise _no_default(self.backbone)
     names = [name for w in what for name in (default if w == 'layers' else [w])]
     self.what = list(dict.fromkeys(names))
     taken = {layer for w in self.what for layer in self.plus.get(w, [w])}
@@ -299,7 +323,8 @@ def _run(self: Describe, x: Tensor) -> tuple[Tensor, dict[str, Call], dict]:
         return *forward_captured(self.backbone, x, self.layers), {}
     if self.model is self.backbone: raise ValueError('a backbone has no embedding')
     passed = []
-    def keep(module, given, maps): passed.append(maps)
+    def keep(module, given, out):
+        passed.append(out[0] if isinstance(out, tuple) else out)
     with self.backbone.register_forward_hook(keep):
         embedding, calls = forward_captured(self.model, x, self.layers)
     if not isinstance(embedding, Tensor):
@@ -340,7 +365,9 @@ class CFGA(Describe):
     ):
         model = _uncompiled(model)
         backbone = getattr(model, 'backbone', None) or as_backbone(model)
-        if plus is None: plus = default_layers(backbone)[1]
+        if plus is None:
+            plus = default_layers(backbone)[1]
+            if not plus and layers is None: raise _no_default(backbone)
         sets = _layer_sets(plus) if len(plus) or isinstance(plus, Mapping) else {}
         in_sets = [name for names in sets.values() for name in names]
         layers = list(dict.fromkeys(in_sets)) if layers is None else list(layers)

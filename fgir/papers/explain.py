@@ -24,6 +24,7 @@ from ..data.images import load_image
 from ..data.transforms import transform_to_test
 from fgir.features.descriptors import (
     as_descriptor,
+    cut_for,
     device_of,
     evaluating,
     normalization_of,
@@ -53,7 +54,7 @@ def _as_input(
         say_crop(trained_crop(model), False, photo)
         image = load_image(photo)
     mean, std = _mean_std(model)
-    pixels = transform_to_test(tfms, size)(image)
+    pixels = transform_to_test(*cut_for(model, tfms, size))(image)
     return ((pixels/255 - mean)/std)[None].to(device_of(model))
 
 # %% ../../nbs/62_papers.explain.ipynb #23228126
