@@ -1,4 +1,8 @@
+import os
+
 import pytest
+
+os.environ.setdefault('FGIR_PRECISION', 'float32')  # the same numbers on every machine
 
 LONG = ['test_survival', 'test_cli', 'test_shards', 'test_published', 'test_cfga', 'test_synth', 'test_serve']
 

@@ -14,7 +14,8 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from .precision import normalized
 
 # %% ../../nbs/23_backbones.nets.ipynb #71574bf8
 class SPoC(nn.Module):
@@ -105,7 +106,7 @@ class RetrievalNet(nn.Module):
         self.dim, self.head = dim or n_pooled, create_head(n_pooled, **head)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.head(self.pool(self.backbone(x))), dim=-1)
+        return normalized(self.head(self.pool(self.backbone(x))))
 
     def groups(self) -> list[list[nn.Parameter]]:
         "Parameters of the backbone and of the head, to be trained at different rates."
@@ -129,7 +130,7 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = self.backbone(x)
-        return {k: F.normalize(pool(maps), dim=-1) for k, pool in self.pools.items()}
+        return {k: normalized(pool(maps)) for k, pool in self.pools.items()}
 
 # %% ../../nbs/23_backbones.nets.ipynb #5424c69d
 def count_parameters(model: nn.Module) -> int:
