@@ -200,3 +200,14 @@ def test_memory_is_kept(word, kept):
 def test_elsewhere_nothing_is_done(monkeypatch):
     monkeypatch.setattr(sys, 'platform', 'win32')
     assert keep_memory() is False
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('name', ['auto', 'fp16'])
+def test_on_a_gpu(plain, fish, name):
+    """A GPU describes in bf16 by itself; the vectors are near those of the CPU in float32."""
+    net, how = load_model(NETWORK).eval(), HOW | dict(size=96)
+    exact, low = extract(net, fish, **how), extract(net.cuda(), fish, precision=name, device='cuda', **how)
+    assert low.record['precision'] == ('bf16' if name == 'auto' else name)
+    assert (exact['embedding']*low['embedding']).sum(1).min() > .995

@@ -269,7 +269,7 @@ def _described(
     descriptor, record = make_descriptor(source, *how)
     facts = origin(source['model'] and Path(source['model']), source['weights'])
     cut = {**cut_as(record), **{k: v for k, v in cut.items() if v is not None},
-           'precision': descriptor.precision}
+           'precision': getattr(descriptor, 'precision', None)}
     how = dict(bs=given['batch_size'], num_workers=given['workers'],
                skip_bad=given['skip_bad'], facts=facts, progress=watched())
     with _keep_described(descriptor, table, gallery, cut, **how) as features:
