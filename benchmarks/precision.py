@@ -5,7 +5,9 @@
     python benchmarks/precision.py --precision fp16 --device cuda
 
 A row: R@1 in float32 and in the other precision, the difference in points with its 95 % interval over classes, how many
-queries changed from right to wrong and back, and the smallest and the mean cosine between both vectors of an image.
+queries changed from right to wrong and back, `chance`, and the smallest and the mean cosine between both vectors of an image.
+Chance is the standard deviation of the difference if the same errors are dealt to other images, twenty times: what a change of
+this size does to a set of this size, whatever its cause.
 `--keep FOLDER` keeps the vectors, and the same command goes on with them.
 
 A CPU without instructions for bfloat16 needs six times as long as in float32. There `--emulate` rounds what goes into each
@@ -72,15 +74,21 @@ def described(name: str, table: pd.DataFrame, precision: str, folder: Path, args
     with Emulated() if is_emulated else nullcontext(): return extract(describe, table, args.size, out=out, **how)
 
 
+def right(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which queries have an image of their class as nearest neighbor."""
+    return score_queries(torch.tensor(x), labels, measures=['R@1'])['R@1'].to_numpy() > 0
+
+
 def row(exact: Features, low: Features, array: str) -> dict:
     """R@1 of both and what changed."""
     found, labels = compare(exact, low, (array, array)), exact.table['label'].to_numpy()
-    right = [score_queries(torch.tensor(f[array]), labels, measures=['R@1'])['R@1'].to_numpy() > 0 for f in (exact, low)]
     a, b = (f[array]/np.linalg.norm(f[array], axis=1, keepdims=True) for f in (exact, low))
+    before, after, draw = right(a, labels), right(b, labels), np.random.default_rng(0)
+    dealt = [right(a + draw.permutation(b - a), labels).mean() - before.mean() for _ in range(20)]
     cosines = (a*b).sum(1)
     return {'float32': 100*found['a'], 'lower': 100*found['b'], 'points': 100*found['difference'], 'from': 100*found['low'],
-            'to': 100*found['high'], 'lost': int((right[0] & ~right[1]).sum()), 'won': int((right[1] & ~right[0]).sum()),
-            'cosine, least': cosines.min(), 'mean': cosines.mean()}
+            'to': 100*found['high'], 'lost': int((before & ~after).sum()), 'won': int((after & ~before).sum()),
+            'chance': 100*np.std(dealt), 'cosine, least': cosines.min(), 'mean': cosines.mean()}
 
 
 def main():
