@@ -167,8 +167,9 @@ def training_step(name: str, steps: int, batch: int, size: int, device: str, pre
     return clock(device) - start
 
 
-def start(keep: bool, threads: int):
-    """Begin a process of the benchmark."""
+def start(keep: bool, threads: int, method: str):
+    """Begin a process of the benchmark, whose loaders start theirs by a method."""
+    multiprocessing.set_start_method(method, force=True)
     if threads: torch.set_num_threads(threads)
     if keep: keep_memory()
 
@@ -176,8 +177,9 @@ def start(keep: bool, threads: int):
 class Sides:
     """Two processes, one that gives memory back and one that keeps it, and the median time of what they run in turns."""
     def __init__(self, args: Namespace):
-        context = multiprocessing.get_context('spawn')
-        self.args, self.sides = args, [ProcessPoolExecutor(1, context, start, (keep, args.threads)) for keep in (False, True)]
+        context, method = multiprocessing.get_context('spawn'), multiprocessing.get_start_method()
+        self.args = args
+        self.sides = [ProcessPoolExecutor(1, context, start, (keep, args.threads, method)) for keep in (False, True)]
 
     def rates(self, n: int, *tasks: tuple) -> list[float]:
         """Images a second of several tasks, (keeps memory, function, arguments…)."""
@@ -255,7 +257,7 @@ def main():
     parser.add_argument('--only', nargs='+', choices=['networks', 'cfga', 'batches', 'training'], default=[])
     parser.add_argument('--json', type=Path, help='also write the tables to this file')
     args = parser.parse_args()
-    start(False, args.threads)
+    if args.threads: torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     args.precision = args.precision or best_precision(device)
     args.batch = args.batch or (16 if device.type == 'cpu' else 64)
