@@ -1,6 +1,9 @@
 import gc
+import os
 
 import pytest
+
+os.environ.setdefault('FGIR_PRECISION', 'float32')  # the same numbers on every machine
 
 # What is imported lives to the end: the collector need not look through half a million objects again and again.
 gc.disable()

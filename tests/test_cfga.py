@@ -378,6 +378,7 @@ def test_bfloat16():
     assert coarse.dtype == torch.float32 and .97 < F.cosine_similarity(exact, coarse) < 1
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_cuda():
     """A GPU gives what a CPU gives, up to rounding."""

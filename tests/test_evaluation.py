@@ -197,7 +197,7 @@ def test_projections_and_precision_are_in_the_table(fish):
     short = plain.project('color', fit_pca(plain['color'], 3), 'short', 'pca 3')
     results = evaluate({'plain': short, 'low': low})
     assert results['made'].tolist() == ['as described', 'pca 3 of color', 'as described']
-    assert results['precision'].tolist() == ['float32', 'float32', 'torch.bfloat16']
+    assert results['precision'].tolist() == ['float32', 'float32', 'bf16']
 
 
 def test_training_images_among_the_others_are_said(fish, tmp_path):

@@ -208,7 +208,7 @@ DESCRIBE = dict(
     model='--model net.pth', backbone='--backbone test_resnet', weights='--weights net.pth', pool='--pool M',
     descriptor='--descriptor layers', data='--data cub', split='--split official', level='--level family', crop='--crop',
     size='--size 40', tfms='--tfms squash', batch_size='--batch-size 2', workers='--workers 0', device='--device cpu',
-    skip_bad='--skip-bad')
+    precision='--precision fp16', skip_bad='--skip-bad')
 REFUSED = dict(build=DESCRIBE, add={k: v for k, v in DESCRIBE.items() if k not in ('crop', 'size', 'tfms')})
 USED = dict(
     build=dict(kind='--kind hnsw', engine='--kind hnsw --engine links=5', array='--array max', rows='--rows test',
@@ -276,7 +276,7 @@ SEARCH = dict(
     k='-k 2', name='--name Trout', where='--where label=3', leave_self='--keep-self', box='--box 0 0 20 20', as_json='--json',
     picture='--picture {dir}/p.png',
     model='--model {dir}/net.pth', backbone='--backbone resnet34', weights='--weights {dir}/net.pth', pool='--pool M',
-    descriptor='--descriptor layers', device='--device meta', force='--force',
+    descriptor='--descriptor layers', device='--device meta', force='--force', precision='--precision fp16',
     array='--array S', pictures='--pictures {dir}/ps', metric='--metric cosine')
 
 

@@ -329,6 +329,7 @@ def test_the_optimizer_is_restored_on_the_loaders_device(table, tmp_path, monkey
     assert set(moments) == {'meta'} and {p.device.type for p in learn.model.parameters()} == {'meta'}
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_a_run_resumes_on_the_gpu(table, tmp_path):
     quiet(make_learner(table, tmp_path, device='cuda'), 1, cbs=KeepState())

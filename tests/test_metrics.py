@@ -269,6 +269,7 @@ def test_types_of_the_answer():
     assert [type(v) for v in recall_at_k(x, [0, 0, 1, 1]).values()] == [float] * 4
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 def test_gpu_agrees(metric):

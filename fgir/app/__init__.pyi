@@ -45,6 +45,7 @@ from .describe import (
     Descriptor as Descriptor,
     Model as Model,
     Pool as Pool,
+    Precision as Precision,
     Processes as Processes,
     Ranks as Ranks,
     Size as Size,

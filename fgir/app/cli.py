@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..backbones.memory import keep_memory
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -101,6 +103,7 @@ def main(args: list[str] | None = None) -> int:
     "Run `fgir` with some words, default those of the command line; its exit status."
     args = sys.argv[1:] if args is None else list(args)
     warnings.filterwarnings('ignore', category=FutureWarning)
+    keep_memory()
     _join_families()
     words = _as_typed(args)
     try: status = app(words, prog_name='fgir', standalone_mode=False, obj=words) or 0

@@ -48,6 +48,7 @@ from fgir.app.describe import (
     Descriptor,
     Model,
     Pool,
+    Precision,
     Size,
     Transform,
     Weights,
@@ -178,12 +179,21 @@ def source_of(record: dict, gallery: str = '', **given) -> dict:
     return source
 
 # %% ../../nbs/91_app.gallery.ipynb #2f92ceed
-def make_descriptor(source: dict, device: str | None) -> tuple:
+def make_descriptor(
+    source: dict,
+    device: str | None,
+    precision: str = 'auto',
+    record: dict | None = None,  # of the gallery that is there already
+) -> tuple:
     "The descriptor of a source, and how its images are cut."
+    from fgir.backbones.precision import recorded_precision
+
     named = {k: source[k] for k in SOURCE}
     model = Path(source['model']) if source['model'] else None
+    gallery = None if record is None else recorded_precision(record) or 'float32'
     head = source.get('head') != 'none'
-    return load_descriptor(**named | dict(model=model), device=device, head=head)
+    return load_descriptor(**named | dict(model=model), device=device, head=head,
+                           precision=precision, gallery=gallery)
 
 # %% ../../nbs/91_app.gallery.ipynb #d184f5fc
 Gallery = argument(str, 'GALLERY', 'A file .safetensors, a folder .db of Milvus Lite, '
@@ -194,7 +204,7 @@ _AllRows = option(str, 'Rows to take: all, test, train, …', metavar='NAME')
 Array = option(str | None, 'Array to search in.', metavar='NAME',
                default='the only one, or embedding')
 _DESCRIBING = (*SOURCE, 'data', 'split', 'level', 'crop', 'size', 'tfms', 'batch_size',
-               'workers', 'device', 'skip_bad')
+               'workers', 'device', 'precision', 'skip_bad')
 
 def _is_described(call: typer.Context, images: Path) -> bool:
     "Whether images are a file of features; ValueError for options of describing."
@@ -278,14 +288,17 @@ def _described(
     source: dict,  # from `source_of`
     gallery: str,  # beside it descriptions are kept until the block has used them
     cut: dict,  # tfms, size, crop; None: as the model was trained
+    there: dict | None = None,  # record of the gallery, if there is one
 ) -> Iterator['Features']:
     "Describe images."
     from fgir.features.store import Features
 
     table, given = _photographs(call, images), call.params
-    descriptor, record = make_descriptor(source, given['device'])
+    how = given['device'], given['precision'], there
+    descriptor, record = make_descriptor(source, *how)
     facts = origin(source['model'] and Path(source['model']), source['weights'])
-    cut = {**cut_as(record), **{k: v for k, v in cut.items() if v is not None}}
+    cut = {**cut_as(record), **{k: v for k, v in cut.items() if v is not None},
+           'precision': getattr(descriptor, 'precision', None)}
     how = dict(bs=given['batch_size'], num_workers=given['workers'],
                skip_bad=given['skip_bad'], facts=facts, progress=watched())
     with _keep_described(descriptor, table, gallery, cut, **how) as features:
@@ -351,7 +364,8 @@ def _build(
     array: Array = None, data: Data = 'auto', split: Split = None, level: Level = None,
     rows: _AllRows = 'all', crop: CropAs = False, size: Size = None,
     tfms: Transform = None, batch_size: Batch = None, workers: Workers = None,
-    device: Device = None, skip_bad: SkipBad = False, force: Force = False,
+    device: Device = None, precision: Precision = 'auto', skip_bad: SkipBad = False,
+    force: Force = False,
 ):
     "Describe images and make a gallery of them."
     engine = parse_engine(engine)
@@ -391,14 +405,14 @@ def _add(
     descriptor: Descriptor = None, replace: _Replace = False, data: Data = 'auto',
     split: Split = None, level: Level = None, rows: _AllRows = 'all',
     batch_size: Batch = None, workers: Workers = None, device: Device = None,
-    skip_bad: SkipBad = False,
+    precision: Precision = 'auto', skip_bad: SkipBad = False,
 ):
     "Add images, described as the gallery was: all of them, or none."
     is_described, record = _is_described(call, images), _record_of(gallery)
     if is_described: return _put(_open_described(images, rows), gallery, replace)
     source = source_of(record, gallery, **named_source(call))
     cut = {k: record.get(k) for k in ('tfms', 'size', 'crop')}
-    with _described(call, images, source, gallery, cut) as features:
+    with _described(call, images, source, gallery, cut, record) as features:
         _put(features, gallery, replace)
 
 # %% ../../nbs/91_app.gallery.ipynb #ce18f030

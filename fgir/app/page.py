@@ -32,6 +32,7 @@ from fgir.app.describe import (
     Descriptor,
     Model,
     Pool,
+    Precision,
     Weights,
     named_source,
 )
@@ -66,7 +67,8 @@ def answer(
     from fgir.gallery.index import photo_table
 
     read_photo(photo)
-    vector = describe_photo(describe, photo_table(photo), **index.as_described())
+    how = index.as_described(descriptor=describe)
+    vector = describe_photo(describe, photo_table(photo), **how)
     among = dict(name=list(names)) if names else None
     found = index.search(vector[index.name], min(k, len(index)), among)
     crop = bool(index.record.get('crop'))
@@ -376,6 +378,7 @@ def _serve(
     folder: _Folders = (),
     model: Model = None, backbone: Backbone = None, weights: Weights = None,
     pool: Pool = None, descriptor: Descriptor = None, device: Device = None,
+    precision: Precision = 'auto',
 ):
     "A page to search a gallery with, in a browser."
     _check_confirmed(host, folder)
@@ -385,7 +388,7 @@ def _serve(
         opened = open_gallery(gallery)
         folders = served_folders(opened, folder)
         source = source_of(opened.record, gallery, **named_source(call))
-        describe, _ = make_descriptor(source, device)
+        describe, _ = make_descriptor(source, device, precision, opened.record)
         page = search_page(opened, describe, folders)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         url = open_page(page, host, port, max_mb, name)

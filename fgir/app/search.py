@@ -32,6 +32,7 @@ from fgir.app.describe import (
     Descriptor,
     Model,
     Pool,
+    Precision,
     Weights,
     check_source,
     named_source,
@@ -182,7 +183,8 @@ def _describe_and_find(call: typer.Context, opened: 'Index', image: Path, box, o
     "Search with a photograph that has to be described first."
     given = call.params
     source = source_of(opened.record, given['gallery'], **named_source(call))
-    describe, _ = make_descriptor(source, given['device'])
+    how = given['device'], given['precision'], opened.record
+    describe, _ = make_descriptor(source, *how)
     k = min(given['k'], max(1, len(opened)))
     return opened.search_image(image, describe, k, box, filter=only,
                                leave_out_self=given['leave_self'])
@@ -205,7 +207,7 @@ def _search(
     pictures: _Pictures = None, metric: _Metric = None, array: Array = None,
     model: Model = None, backbone: Backbone = None, weights: Weights = None,
     pool: Pool = None, descriptor: Descriptor = None, device: Device = None,
-    force: Force = False,
+    precision: Precision = 'auto', force: Force = False,
 ):
     "Find the images of a gallery that are most like a photograph."
     _check_written(call, picture, pictures, force)
@@ -220,7 +222,8 @@ def _search(
         _save_pictures(known, row, image, pictures, k, opened.name,
                        metric or 'euclidean', force=force)
     if is_described:
-        refuse_options(call, ['device'], f'{image} is described already')
+        described = f'{image} is described already'
+        refuse_options(call, ['device', 'precision'], described)
         found = opened.search_known(known[opened.name][row], image, k, only, leave_self)
     else: found = _describe_and_find(call, opened, image, box, only)
     _say_notes(opened, found, name)

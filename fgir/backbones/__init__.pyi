@@ -8,6 +8,9 @@ from .classic import (
     BVLCGoogLeNet as BVLCGoogLeNet,
     ResponseNorm as ResponseNorm,
 )
+from .memory import (
+    keep_memory as keep_memory,
+)
 from .nets import (
     MAC as MAC,
     POOLS as POOLS,
@@ -22,6 +25,15 @@ from .nets import (
     count_parameters as count_parameters,
     create_head as create_head,
     create_pool as create_pool,
+)
+from .precision import (
+    PRECISIONS as PRECISIONS,
+    best_precision as best_precision,
+    in_layout as in_layout,
+    in_precision as in_precision,
+    normalized as normalized,
+    pick_precision as pick_precision,
+    recorded_precision as recorded_precision,
 )
 from .registry import (
     BACKBONES as BACKBONES,

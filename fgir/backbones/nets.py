@@ -14,7 +14,8 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from .precision import normalized
 
 # %% ../../nbs/23_backbones.nets.ipynb #71574bf8
 class SPoC(nn.Module):
@@ -131,7 +132,7 @@ class RetrievalNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         name = self.config['pool']
         pooled = _pool(self.backbone, {name: self.pool}, x)[name]
-        return F.normalize(self.head(pooled), dim=-1)
+        return normalized(self.head(pooled))
 
     def groups(self) -> list[list[nn.Parameter]]:
         "Parameters of the backbone and of the head, to be trained at different rates."
@@ -155,7 +156,7 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         pooled = _pool(self.backbone, self.pools, x)
-        return {name: F.normalize(v, dim=-1) for name, v in pooled.items()}
+        return {name: normalized(v) for name, v in pooled.items()}
 
 # %% ../../nbs/23_backbones.nets.ipynb #5424c69d
 def count_parameters(model: nn.Module) -> int:

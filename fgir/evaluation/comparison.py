@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from fastprogress.fastprogress import progress_bar
 
+from ..backbones.precision import recorded_precision
 from ..features.exact import neighbours
 from ..features.intervals import TOO_FEW, confidence
 from ..features.metrics import first_hit_rank, measure, score_queries
@@ -65,7 +66,7 @@ def _protocol(features: Features) -> dict:
     facts = {k: v for k, v in facts.items() if isinstance(v, str | int | float)}
     facts = {k: v for k, v in facts.items() if v != ''}
     for name in ('model', 'date', 'autocast'): facts.pop(name, None)
-    if 'autocast' in record: facts['precision'] = record['autocast'] or 'float32'
+    if precision := recorded_precision(record): facts['precision'] = precision
     unknown = dict.fromkeys(_RECORDED, 'not recorded')
     return unknown | facts | _image_facts(features.table)
 

@@ -20,6 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..backbones.memory import keep_memory
+from ..backbones.precision import in_layout, in_precision, pick_precision
 from ..data.images import BadImage, load_row, open_image, upright_size
 from ..data.table import BOX, image_path
 from ..data.transforms import find_transform, least_side, transform_to_test
@@ -130,13 +132,16 @@ def _stack(items: list) -> tuple[Tensor | None, dict[int, Exception]]:
     return torch.stack(good) if good else None, bad
 
 # %% ../../nbs/43_features.extraction.ipynb #3c832a43
+def _start_worker(number: int): keep_memory()
+
 def _loaded(
     dl: 'RetrievalDL', batches: list[Sequence[int]], device: torch.device,
     skip_bad: bool,
 ) -> Iterator[tuple]:
     "Of each batch the rows, the images, and the errors of rows that were skipped."
     loader = DataLoader(_Tried(dl.dataset), batch_sampler=batches, collate_fn=_stack,
-                        num_workers=dl.fake_l.num_workers)
+                        num_workers=dl.fake_l.num_workers,
+                        worker_init_fn=_start_worker)
     for rows, (x, bad) in zip(batches, loader, strict=True):
         if bad and not skip_bad: raise next(iter(bad.values()))
         good = [row for i, row in enumerate(rows) if i not in bad]
@@ -146,16 +151,16 @@ def _loaded(
 # %% ../../nbs/43_features.extraction.ipynb #7e0d8f9a
 def _describe(
     descriptor: Callable, dl: 'RetrievalDL', features: UnfinishedFeatures,
-    device: torch.device, progress: bool, skip_bad: bool,
+    device: torch.device, precision: str, progress: bool, skip_bad: bool,
 ):
     "Describe the images of a loader whose rows have no vectors yet."
     batches = batches_of(dl.dataset, dl.bs, np.flatnonzero(~features.done).tolist())
     loaded = _loaded(dl, batches, device, skip_bad)
     if progress: loaded = progress_bar(loaded, total=len(batches), leave=False)
-    with evaluating(descriptor), torch.no_grad():
+    with evaluating(descriptor), torch.no_grad(), in_precision(precision, device):
         for rows, x, bad in loaded:
             if rows:
-                result = descriptor(x.as_subclass(Tensor))
+                result = descriptor(in_layout(x.as_subclass(Tensor), precision))
                 features.fill(rows, _named(result, len(x)))
             for i, e in bad.items():
                 why = str(e).removeprefix(f"{image_path(dl.table, i)}: ")
@@ -182,10 +187,13 @@ def _loader_record(dl: 'RetrievalDL') -> dict:
                 decoding=_decoding(dl.dataset.tfm))
 
 # %% ../../nbs/43_features.extraction.ipynb #352fb1c0
-def precision_of(device: torch.device) -> str | None:
-    "The dtype of a surrounding `torch.autocast`, None without one."
-    if not torch.is_autocast_enabled(device.type): return None
-    return str(torch.get_autocast_dtype(device.type))
+def precision_of(
+    descriptor: Callable,
+    device: torch.device,
+    asked: str | None = None,  # see `pick_precision`; default the descriptor's own
+) -> str:
+    "The precision that a descriptor works in."
+    return pick_precision(asked or getattr(descriptor, "precision", None), device)
 
 # %% ../../nbs/43_features.extraction.ipynb #7ea173a4
 def _cut(tfms: str, size: int | None, crop: bool, norm: dict) -> dict:
@@ -221,6 +229,7 @@ def extract(
     num_workers: int | None = None,  # as in `table_dl`
     cache: str | Path | None = None,  # as in `table_dl`
     device: str | torch.device | None = None,  # default where the parameters are
+    precision: str | None = None,  # to compute in: auto, float32, bf16 or fp16
     dtype: str = "float32",  # of the arrays: "float16", "float32" or "float64"
     note: str = "",  # to be remembered, such as where the weights came from
     facts: Mapping | None = None,  # more for the record, as JSON
@@ -236,11 +245,12 @@ def extract(
     if isinstance(data, pd.DataFrame):
         tfms, size = cut_for(descriptor, tfms, size)
         check_takes(descriptor, tfms, size)
+    precision = precision_of(descriptor, device, precision)
     dl, made = _loader_of(
         data, size, tfms, crop, normalization_of(descriptor), device=device,
         bs=bs or batch_size(device, size, tfms or "cgd"), num_workers=num_workers, cache=cache,
         progress=progress)
-    made |= dict(autocast=precision_of(device), dtype=dtype, note=note)
+    made |= dict(precision=precision, dtype=dtype, note=note)
     record = record_of(descriptor, dl.table, **made) | dict(facts or {})
     if dl.table.attrs.get("dataset") != "photo":  # which its own command warns of
         root = dl.table.attrs.get("root")
@@ -248,7 +258,7 @@ def extract(
     features = UnfinishedFeatures(dl.table, record, dtype, out and Path(out))
     with features.working(force):
         if not features.done.all():
-            _describe(descriptor, dl, features, device, progress, skip_bad)
+            _describe(descriptor, dl, features, device, precision, progress, skip_bad)
         return features.finish()
 
 # %% ../../nbs/43_features.extraction.ipynb #66374b26
@@ -268,15 +278,18 @@ def describe_photo(
     table: pd.DataFrame,  # of one photograph, with its box
     size: int | None = None,  # pixels, as in `get_transforms`
     tfms: str | None = None,  # one of `TRANSFORMS`, or 'native'; see `cut_for`
+    precision: str | None = None,  # as in `extract`
 ) -> Features:
     "Describe one photograph as `extract` does, without what loads many: no fastai."
     descriptor = as_descriptor(descriptor)
     tfms, size = cut_for(descriptor, tfms, size)
     device, norm = device_of(descriptor), normalization_of(descriptor)
-    batch = _batch_of_photo(table, size, tfms, norm, device)
-    with evaluating(descriptor), torch.no_grad(): named = _named(descriptor(batch), 1)
+    precision = precision_of(descriptor, device, precision)
+    x = in_layout(_batch_of_photo(table, size, tfms, norm, device), precision)
+    with evaluating(descriptor), torch.no_grad(), in_precision(precision, device):
+        named = _named(descriptor(x), 1)
     made = _cut(tfms, size, True, norm)
-    made |= dict(autocast=precision_of(device), dtype="float32", note="")
+    made |= dict(precision=precision, dtype="float32", note="")
     features = UnfinishedFeatures(table, record_of(descriptor, table, **made))
     features.fill([0], named)
     return features.finish()

@@ -147,12 +147,14 @@ def _share_facts(table: pd.DataFrame, cut: dict, facts: Mapping | None) -> dict:
     return {**of_all, **(facts or {}), _BATCH: cut['bs']}
 
 # %% ../../nbs/44_features.shards.ipynb #31dbd989
-def _work(descriptor, table, cut, facts, device, dtype='float32', note='', **_) -> str:
+def _work(
+    descriptor, table, cut, facts, device, precision, dtype='float32', note='', **_,
+) -> str:
     "Twelve digits for the work that shares belong to, whatever software does it."
     size = cut['size'] or find_transform(cut['tfms'])['size']
     record = record_of(
         descriptor, table, tfms=cut['tfms'], size=size, crop=cut['crop'],
-        autocast=precision_of(device), dtype=dtype, note=note)
+        precision=precision, dtype=dtype, note=note)
     return work_of(table, record | facts, but=('date', 'fgir', 'torch'))
 
 # %% ../../nbs/44_features.shards.ipynb #6493f03a
@@ -166,6 +168,7 @@ def extract_shard(
     bs: int | None = None,
     crop: bool | None = None,
     device: str | torch.device | None = None,
+    precision: str | None = None,
     facts: Mapping | None = None,
     force: bool = False,  # overwrite `out`; finished shares are kept
     **kwargs,  # more of `extract`
@@ -179,7 +182,8 @@ def extract_shard(
     cut = dict(size=size, tfms=tfms, bs=bs, crop=crop)
     if out.exists() and not force:
         raise FileExistsError(f'{out} exists; force=True overwrites it')
-    how = kwargs | dict(facts=_share_facts(table, cut, facts), device=device)
+    how = kwargs | dict(facts=_share_facts(table, cut, facts), device=device,
+                        precision=precision_of(descriptor, device, precision))
     work = _work(descriptor, table, cut, **how)
     _say_others(out, (i, n), work)
     rows = _shard_rows(table, n, **cut)

@@ -19,6 +19,7 @@ import pandas as pd
 from fastcore.basics import patch
 from torch import Tensor
 
+from ..backbones.precision import pick_precision, recorded_precision
 from ..data.table import BOX, image_path, make_table
 from ..features.store import Features, open_features, read_features
 from fgir.gallery.faiss import (
@@ -142,11 +143,20 @@ def photo_table(
     return make_table([path.name], None, None, 'query', *where)
 
 # %% ../../nbs/80_gallery.index.ipynb #c2b025a2
+def _precision_for(index: Index, descriptor: Callable | None) -> str:
+    "A descriptor's own precision; else the gallery's, where the device is fast in it."
+    from fgir.features.descriptors import device_of
+
+    asked = getattr(descriptor, 'precision', None) or 'auto'
+    gallery = recorded_precision(index.record) or 'float32'
+    return pick_precision(asked, device_of(descriptor), gallery)
+
 @patch
 def as_described(
     self: Index,
     tfms: str | None = None,  # default the record's
     size: int | None = None,  # default the record's
+    descriptor: Callable | None = None,  # what is to describe
 ) -> dict:  # for `describe_photo`
     "How to read one photograph for this gallery; ValueError for an unnamed transform."
     from fgir.data.transforms import TRANSFORMS, find_transform
@@ -156,7 +166,7 @@ def as_described(
     except ValueError:
         raise ValueError(f'tfms: the gallery was made with {tfms!r}; '
                          f'give one of {", ".join(TRANSFORMS)}') from None
-    return dict(tfms=tfms, size=size)
+    return dict(tfms=tfms, size=size, precision=_precision_for(self, descriptor))
 
 # %% ../../nbs/80_gallery.index.ipynb #63cce5e2
 def _vectors_for(index: Index, photo: Features) -> np.ndarray:
@@ -260,7 +270,7 @@ def search_image(
     from fgir.features.descriptors import say_crop
     from fgir.features.extraction import describe_photo
 
-    how = self.as_described(tfms, size)
+    how = self.as_described(tfms, size, descriptor)
     say_crop(self.record.get('crop'), box is not None, path, 'the gallery was made of')
     photo = describe_photo(descriptor, photo_table(path, box), **how)
     _refuse_other_model(self, photo.record)

@@ -89,7 +89,7 @@ class Index:
     def search(self, query: Tensor | np.ndarray, k: int=8, filter: Mapping | None=None) -> pd.DataFrame:
         """The `k` most similar images of the gallery for each query, best first."""
 
-    def as_described(self, tfms: str | None=None, size: int | None=None) -> dict:
+    def as_described(self, tfms: str | None=None, size: int | None=None, descriptor: Callable | None=None) -> dict:
         """How to read one photograph for this gallery; ValueError for an unnamed transform."""
 
     def same_file(self, photo: str | Path) -> list[str]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..backbones.nets import create_pool
+from ..backbones.precision import normalized
 from ..losses.classes import LabelSmoothingCE
 from ..losses.pairs import BatchHardTripletLoss
 
@@ -71,8 +71,8 @@ def pooled(self: CGDNet, x: Tensor) -> list:
 def embed(self: CGDNet, pooled: list) -> Tensor:
     "Shorten, normalize and join the descriptors."
     pairs = zip(self.reductions, pooled, strict=True)
-    branches = [F.normalize(reduce(descriptor)) for reduce, descriptor in pairs]
-    return F.normalize(torch.cat(branches, dim=1))
+    branches = [normalized(reduce(descriptor)) for reduce, descriptor in pairs]
+    return normalized(torch.cat(branches, dim=1))
 
 # %% ../../nbs/60_papers.cgd.ipynb #6d243f70
 @patch

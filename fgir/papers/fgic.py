@@ -17,7 +17,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.learner import ValueMetric
 from fastai.torch_core import rank_distrib
@@ -26,6 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..backbones.nets import RetrievalNet, create_pool
+from ..backbones.precision import normalized
 from ..backbones.saving import load_model
 from ..data.files import write_atomic
 from ..data.images import load_image, load_row
@@ -83,7 +83,7 @@ class Classifier(nn.Module):
 @patch
 def embed(self: Classifier, x: Tensor) -> Tensor:
     "The pooled features at length one, (B, `dim`)."
-    return F.normalize(self.pool(self.backbone(x)), dim=-1)
+    return normalized(self.pool(self.backbone(x)))
 
 @patch(as_prop=True)
 def descriptor(self: Classifier) -> nn.Module:
