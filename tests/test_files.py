@@ -440,7 +440,7 @@ def test_an_engine_of_another_gallery_is_refused(tmp_path):
     "The checksum comes first; without it what the engine holds is compared with the vectors."
     path = tmp_path/'g.safetensors'
     small, large = (Index.build(gallery(n, dim=d), kind='hnsw') for n, d in ((30, 8), (40, 8)))
-    small.store.engine = large.store.engine
+    small.store.engines = large.store.engines
     small.save(path)
     says = 'g.safetensors: engine: it is not one of hnsw over these 30 rows of 8 numbers'
     with pytest.raises(ValueError, match=says): Index.load(path)

@@ -21,7 +21,7 @@ from fgir.features.descriptors import ColorHistogram
 from fgir.features.exact import neighbours
 from fgir.features.extraction import extract
 from fgir.features.store import Features
-from fgir.gallery.faiss import KINDS, RANGES, FaissStore, complete_settings, unit_rows
+from fgir.gallery.faiss import KINDS, RANGES, Engine, FaissStore, complete_settings, unit_rows
 from fgir.gallery.index import Index, features_of, photo_table, show_search
 from fgir.gallery.milvus import milvus_client, new_milvus_store
 
@@ -278,21 +278,22 @@ def test_an_engine_takes_in_what_was_added_when_it_is_much(tmp_path, monkeypatch
     monkeypatch.setattr(fgir.gallery.faiss, '_FEW', 500)
     features = in_order('clustered')
     x, index = features['x'], Index.build(features.select(range(300)), kind=kind, **SMALL[kind])
-    for end, known in ((600, 300), (800, 300), (850, 850), (1300, 850)):
+    for end, known in ((600, [300]), (800, [300]), (850, [850]), (1300, [850]), (1360, [850, 510]), (1400, [850, 510])):
         index.add(features.select(range(len(index), end)))
         index = again(index, tmp_path)
-        assert index.store.engine.ntotal == known
+        assert [len(engine) for engine in index.store.engines] == known
         assert found_of(index, x[:end:20], np.arange(end), x) >= .9
     index.update(features.select(range(200)))
-    assert len(index) == 1300 and found_of(index, x[:1300:20], np.arange(1300), x) >= .9
+    assert len(index) == 1400 and found_of(index, x[:1400:20], np.arange(1400), x) >= .9
 
 
 def test_an_engine_of_other_rows_is_refused():
-    store = Index.build(many(300), kind='hnsw').store
+    engine = Index.build(many(300), kind='hnsw').store.engines[0]
     others = ('hnsw', many(299)), ('flat', many(301)), ('hnsw', many(300, d=8)), ('ivfpq', many(300)), ('flat', many(300))
     for kind, features in others:
         words = f'engine: it is not one of {kind} over'
-        with pytest.raises(ValueError, match=words): FaissStore(features, 'x', kind, {}, store.engine)
+        other = Engine(kind, features['x'].shape[1], np.arange(len(features)), lambda: engine.index)
+        with pytest.raises(ValueError, match=words): FaissStore(features, 'x', kind, {}, [other]).ready()
 
 
 def test_few_rows_are_compared_one_by_one(monkeypatch):
@@ -341,7 +342,7 @@ def test_an_empty_gallery_is_a_gallery(tmp_path, kind, kept):
 
 def again(index, where):
     "A gallery, written and opened."
-    if not hasattr(index.store, 'engine'): return Index.connect(str(where/'g.db'))
+    if not hasattr(index.store, 'engines'): return Index.connect(str(where/'g.db'))
     return Index.load(index.save(where/'g.safetensors', force=True))
 
 
@@ -370,7 +371,7 @@ def test_a_setting_out_of_range_is_refused_wherever_it_comes_from(tmp_path, kind
         with pytest.raises(ValueError, match=words): Index.build(many(300), kind=kind, **{name: value})
         with pytest.raises(ValueError, match=words): Index.connect('http://a:1', many(300), kind=kind, **{name: value})
         wrong = store.settings | {name: value}
-        with pytest.raises(ValueError, match=words): FaissStore(store.features, 'x', kind, wrong, store.engine)
+        with pytest.raises(ValueError, match=words): FaissStore(store.features, 'x', kind, wrong, store.engines)
     assert complete_settings(kind, {name: np.int64(low)})[name] == low and complete_settings(kind, {name: high})[name] == high
 
 

@@ -6,7 +6,8 @@ Docs: https://fgir.github.io/fgir/data.files.html.md"""
 
 # %% auto #0
 __all__ = ['say', 'lock_of', 'alone_with', 'in_use', 'write_atomic', 'write_folder_atomic', 'check', 'parse_json', 'naming',
-           'OpenFile', 'lay_out', 'load_pth', 'existing_folder', 'first_file', 'check_choice', 'shared_dir']
+           'OpenFile', 'lay_out', 'locked', 'finish', 'load_pth', 'existing_folder', 'first_file', 'check_choice',
+           'shared_dir']
 
 # %% ../../nbs/10_data.files.ipynb #3ae48171
 import json
@@ -20,6 +21,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from hashlib import blake2b
 from pathlib import Path
 
@@ -280,8 +282,8 @@ _SIZES = {code: np.dtype(dtype).itemsize for code, dtype in _DTYPES.items()} | {
 _TENSOR = {'dtype': str, 'shape': [int], 'data_offsets': [int, int]}
 
 # %% ../../nbs/10_data.files.ipynb #5096d35d
-def _check_tensors(tensors: Mapping, size: int) -> None:
-    "Raise ValueError unless the tensors fill the bytes of a file, each with its own."
+def _check_tensors(tensors: Mapping) -> int:
+    "Return where the last tensor ends; ValueError unless each has bytes of its own."
     end = 0
     for name, t in sorted(tensors.items(), key=lambda item: item[1]['data_offsets']):
         dtype, shape, (begin, stop) = t['dtype'], t['shape'], t['data_offsets']
@@ -292,21 +294,24 @@ def _check_tensors(tensors: Mapping, size: int) -> None:
             shape = _short(shape)
             raise ValueError(f'{name} of shape {shape} is not bytes {begin} to {stop}')
         end = stop
-    if end != size:
-        raise ValueError(f'numbers of {end} bytes are described, {size} are there')
+    return end
 
 # %% ../../nbs/10_data.files.ipynb #c611670f
-def _read_header(f) -> tuple[dict, dict, int]:
-    "Return metadata, tensors, and where the numbers begin, of an open file."
-    size = os.fstat(f.fileno()).st_size
+def _read_header(f, at: int, grows: bool) -> tuple[dict, dict, int, int]:
+    "Return metadata, tensors, and where the numbers begin and end, from a place on."
+    f.seek(at)
     length = int.from_bytes(f.read(8), 'little')
+    size = os.fstat(f.fileno()).st_size - at
     if size < 8 or length > min(size - 8, _HEADER_LIMIT):
         raise ValueError(f'a header of {length} bytes in a file of {size}')
     header = check(parse_json(f.read(length), 'header'), dict, 'header')
     metadata = check(header.pop('__metadata__', {}), {str: str}, '__metadata__')
     check(header, {str: _TENSOR}, 'header')
-    _check_tensors(header, size - 8 - length)
-    return metadata, header, 8 + length
+    end, rest = _check_tensors(header), size - 8 - length
+    if end > rest or (end < rest and not grows):
+        raise ValueError(f'numbers of {end} bytes are described, {rest} are there')
+    start = at + 8 + length
+    return metadata, header, start, start + end
 
 # %% ../../nbs/10_data.files.ipynb #d1c1e92f
 class OpenFile:
@@ -315,14 +320,21 @@ class OpenFile:
         self,
         path: str | Path,
         mode: str = 'c',  # 'r+' writes changes of arrays to the file
+        grows: bool = False,  # more may be behind it, which becomes `more`
     ):
-        self.path, self.mode = Path(path), mode
+        self.path, self.mode, self.more = Path(path), mode, []
         self.file = open(self.path, 'r+b' if mode == 'r+' else 'rb')
-        try: self.metadata, self.tensors, self.start = _read_header(self.file)
+        try:
+            self._read(0, grows)
+            if grows: self._read_more()
         except ValueError as e:
             self.file.close()
             what = 'is not a safetensors file, or not all of one'
             raise ValueError(f'{path} {what} ({e})') from None
+
+    def _read(self, at: int, grows: bool) -> None:
+        header = _read_header(self.file, at, grows)
+        self.at, (self.metadata, self.tensors, self.start, self.end) = at, header
 
     def __enter__(self) -> 'OpenFile': return self
 
@@ -359,6 +371,30 @@ def field(self: OpenFile, name: str, kind: object) -> object:
     if name not in self.metadata: raise ValueError(f'{where} is missing')
     return check(parse_json(self.metadata[name], where), kind, where)
 
+# %% ../../nbs/10_data.files.ipynb #b972a806
+_UNFINISHED = 1 << 63  # this bit of the size of a header: it does not count yet
+
+@patch
+def _read_more(self: OpenFile) -> None:
+    "Read the headers of what was put behind, as far as it is complete."
+    last = self
+    while True:
+        gap = -last.end % 8
+        self.file.seek(last.end)
+        size = self.file.read(gap + 8)
+        if not any(size) or size[gap + 7:] >= b'\x80': return
+        if any(size[:gap]): raise ValueError(f'{gap} bytes that belong to nothing')
+        last, at = copy(self), last.end + gap
+        last._read(at, True)
+        last.more = []
+        self.more.append(last)
+
+@patch(as_prop=True)
+def behind(self: OpenFile) -> int:
+    "Where the next is to be put."
+    end = (self.more or [self])[-1].end
+    return end + -end % 8
+
 # %% ../../nbs/10_data.files.ipynb #e13f04ed
 _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 
@@ -379,29 +415,55 @@ def _map_entry(file, start: int, entry: Mapping) -> np.ndarray:
     if code in _DTYPES: dtype, shape = _DTYPES[code], entry['shape']
     return _map(file, dtype, tuple(shape), start + begin, 'r+')
 
-def _take_room(f, size: int) -> None:
-    "Make a file that long, with room on the disk for all of it; an error names it."
+def _take_room(f, at: int, size: int) -> None:
+    "Make a file longer, with room on the disk for all of it; an error names it."
     try:
-        f.truncate(size)
-        if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, size)
+        f.truncate(at)
+        f.truncate(at + size)
+        if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), at, size)
     except OSError as e: raise OSError(e.errno, e.strerror, str(f.name)) from None
 
 # %% ../../nbs/10_data.files.ipynb #6339be14
+def _lay(f, at: int, mark: int, shapes: Mapping, metadata: Mapping) -> dict:
+    "Write a header at a place of an open file, and map the tensors behind it."
+    entries, end = _layout(shapes)
+    text = json.dumps({'__metadata__': dict(metadata), **entries}).encode()
+    text += b' '*(-len(text) % 8)
+    _take_room(f, at, 8 + len(text) + end)
+    f.seek(at)
+    f.write((len(text) | mark).to_bytes(8, 'little') + text)
+    f.flush()
+    start = at + 8 + len(text)
+    return {name: _map_entry(f, start, entry) for name, entry in entries.items()}
+
 def lay_out(
-    path: Path,
+    path: Path | OpenFile,  # a new file; or one to put it behind, till `finish` unseen
     shapes: Mapping[str, tuple[str | np.dtype, tuple]],  # type and shape of each tensor
     metadata: Mapping[str, str],
 ) -> dict[str, np.ndarray]:
     "Make a safetensors file full of zeros, and map its tensors for writing."
-    entries, end = _layout(shapes)
-    text = json.dumps({'__metadata__': dict(metadata), **entries}).encode()
-    text += b' '*(-len(text) % 8)
-    start = 8 + len(text)
-    with open(path, 'w+b') as f:
-        _take_room(f, start + end)
-        f.write(len(text).to_bytes(8, 'little') + text)
-        f.flush()
-        return {name: _map_entry(f, start, entry) for name, entry in entries.items()}
+    if isinstance(path, OpenFile):
+        return _lay(path.file, path.behind, _UNFINISHED, shapes, metadata)
+    with open(path, 'w+b') as f: return _lay(f, 0, 0, shapes, metadata)
+
+# %% ../../nbs/10_data.files.ipynb #63970274
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    "Keep others who ask from a file; OSError if it is not there, or disk has no locks."
+    with open(path, 'r+b') as f:
+        if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
+        try: yield
+        finally:
+            if fcntl: fcntl.flock(f, fcntl.LOCK_UN)
+
+def finish(file: OpenFile) -> None:
+    "Make what `lay_out` put behind a file count, once it is on the disk."
+    file.file.flush()
+    os.fsync(file.file.fileno())
+    file.file.seek(file.behind + 7)
+    file.file.write(b'\0')
+    file.file.flush()
+    os.fsync(file.file.fileno())
 
 # %% ../../nbs/10_data.files.ipynb #326a543e
 def load_pth(path: str | Path) -> object:
