@@ -355,7 +355,7 @@ def use(kind, path, verify=False):
         if len(index): index.search(np.ones(index.store.dim, np.float32), 1)
         features = index.store.features
     for name in features.names: assert features[name].shape == (len(features), features[name].shape[1])
-    return features.table.to_dict(), features.record, [features[name].sum() for name in features.names]
+    return features.table.to_dict(), features.record, [np.asarray(features[name]).sum() for name in features.names]
 
 
 def check_part(path):

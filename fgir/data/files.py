@@ -446,7 +446,7 @@ def lay_out(
         return _lay(path.file, path.behind, _UNFINISHED, shapes, metadata)
     with open(path, 'w+b') as f: return _lay(f, 0, 0, shapes, metadata)
 
-# %% ../../nbs/10_data.files.ipynb #63970274
+# %% ../../nbs/10_data.files.ipynb #9027bc67
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
     "Keep others who ask from a file; OSError if it is not there, or disk has no locks."
@@ -458,12 +458,10 @@ def locked(path: str | Path) -> Iterator[None]:
 
 def finish(file: OpenFile) -> None:
     "Make what `lay_out` put behind a file count, once it is on the disk."
-    file.file.flush()
     os.fsync(file.file.fileno())
     file.file.seek(file.behind + 7)
     file.file.write(b'\0')
     file.file.flush()
-    os.fsync(file.file.fileno())
 
 # %% ../../nbs/10_data.files.ipynb #326a543e
 def load_pth(path: str | Path) -> object:

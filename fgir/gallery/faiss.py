@@ -520,7 +520,7 @@ def _follow(self: FaissStore, rows: np.ndarray):
         return
     start, end, begun = self.known, len(self.features), None
     if end - start <= _FEW: return
-    while self.engines and len(self.engines[-1]) <= end - start:
+    while self.engines and len(self.engines[-1]) <= 2*(end - start):
         begun = self.engines.pop()
         start -= len(begun)
     self.engines.append(self.over(np.arange(start, end), begun))
@@ -538,7 +538,7 @@ def add(self: FaissStore, vectors: np.ndarray, more: pd.DataFrame):
     self.gone = np.concatenate([self.gone, np.zeros(len(more), bool)])
     self._follow(np.arange(n, n + len(more)))
 
-# %% ../../nbs/81_gallery.faiss.ipynb #75a88682
+# %% ../../nbs/81_gallery.faiss.ipynb #bb791afd
 @patch
 def merged(self: FaissStore) -> FaissStore:
     "The store with one engine; without removed images, where that is worth a new one."

@@ -27,7 +27,7 @@ from ..features.store import (
     Features, Stacked, create_file, open_features, read_features)
 from .faiss import BLOCK, Engine, FaissStore, complete_settings
 
-# %% ../../nbs/84_gallery.segments.ipynb #ffec081d
+# %% ../../nbs/84_gallery.segments.ipynb #ecb17062
 _NO_SUM = b'0'*32
 
 def _checksum(file: BinaryIO, at: int = 0, end: int | None = None) -> tuple[str, int]:
@@ -49,9 +49,11 @@ def _seal(file: BinaryIO, at: int = 0) -> str:
     found, place = _checksum(file, at)
     file.seek(place)
     file.write(found.encode())
+    file.flush()
+    os.fsync(file.fileno())
     return found
 
-# %% ../../nbs/84_gallery.segments.ipynb #febaf306
+# %% ../../nbs/84_gallery.segments.ipynb #507b6f4a
 @dataclass
 class Origin:
     "What a store knows of the file that holds it."
@@ -71,7 +73,7 @@ def _verify(file: OpenFile):
         if _checksum(file.file, part.at, part.end)[0] != known:
             raise ValueError('not what was written, its checksum differs')
 
-# %% ../../nbs/84_gallery.segments.ipynb #eee986e8
+# %% ../../nbs/84_gallery.segments.ipynb #f148f5c8
 _VERSION = 1
 
 def _put(
@@ -94,11 +96,9 @@ def _put(
         part = slice(rows.start + i, min(rows.start + i + BLOCK, rows.stop))
         maps[store.name][i:i + BLOCK] = vectors[part]
     for name, array in hidden.items(): maps[name][...] = array
-    for array in maps.values():
-        if array.size: array.flush()
 
-# %% ../../nbs/84_gallery.segments.ipynb #b2d0007a
-_SEGMENTS = 500  # at most, since opening reads the header of each
+# %% ../../nbs/84_gallery.segments.ipynb #13e48b1e
+_SEGMENTS = 100  # at most, since opening reads the header of each
 
 @patch
 def _rewrite(self: FaissStore, path: Path):
@@ -116,7 +116,7 @@ def _rewrite(self: FaissStore, path: Path):
     engines = list(store.engines)
     self.origin = Origin(path, [found], n, store.gone, engines) if same else None
 
-# %% ../../nbs/84_gallery.segments.ipynb #5f339858
+# %% ../../nbs/84_gallery.segments.ipynb #b0d12fcd
 @patch
 def _news(self: FaissStore) -> tuple[slice, dict[str, np.ndarray]]:
     "What the file does not have: rows, and marks and engines by their names."
@@ -148,7 +148,7 @@ def _append(self: FaissStore, path: Path, rows: slice, hidden: Mapping) -> bool:
     self.origin = Origin(path, sums, known.first, self.gone, engines, known.verified)
     return True
 
-# %% ../../nbs/84_gallery.segments.ipynb #f911160a
+# %% ../../nbs/84_gallery.segments.ipynb #4ed69137
 @patch
 def _grows(self: FaissStore, path: Path) -> bool:
     "Whether a store is from this file, and a segment is better than a new file."
@@ -167,7 +167,7 @@ def save(self: FaissStore, path: Path):
         if new and self._append(path, rows, hidden): return
     self._rewrite(path)
 
-# %% ../../nbs/84_gallery.segments.ipynb #e470debe
+# %% ../../nbs/84_gallery.segments.ipynb #5fff5a22
 _ABOUT = dict(version=int, name=str, kind=str, settings={str: (int, type(None))})
 
 def _read_about(file: OpenFile) -> dict:
@@ -181,7 +181,7 @@ def _read_about(file: OpenFile) -> dict:
             raise ValueError('a part of it is of another gallery')
     return about | dict(settings=complete_settings(about['kind'], about['settings']))
 
-# %% ../../nbs/84_gallery.segments.ipynb #1138ec43
+# %% ../../nbs/84_gallery.segments.ipynb #bb47cd5e
 def _sound(engine: faiss.Index, kind: str) -> faiss.Index:
     "The engine, if it can be searched as it is; else ValueError."
     if engine.metric_type != faiss.METRIC_INNER_PRODUCT or not engine.is_trained:
@@ -216,7 +216,7 @@ def _engine_in(
     make = partial(_deserialized, data, kind, part.path)
     return Engine(kind, dim, rows, make, f'{part.path}: engine')
 
-# %% ../../nbs/84_gallery.segments.ipynb #33923186
+# %% ../../nbs/84_gallery.segments.ipynb #9e0c9434
 def _engines_in(parts: Sequence[OpenFile], ends: Sequence[int], kind: str, dim: int):
     "The engines of a gallery's file, without those that a later one takes in."
     if kind == 'flat': return []
@@ -229,7 +229,7 @@ def _engines_in(parts: Sequence[OpenFile], ends: Sequence[int], kind: str, dim: 
             engines.append(_engine_in(part, array, kind, dim, int(start), end))
     return engines
 
-# %% ../../nbs/84_gallery.segments.ipynb #5e614187
+# %% ../../nbs/84_gallery.segments.ipynb #b055ce48
 def _read_part(part: OpenFile, name: str, first: Features | None) -> Features:
     "Features of a part of a gallery's file; ValueError for what is missing."
     features = read_features(part)
@@ -261,7 +261,7 @@ def _marks_in(parts: Sequence[OpenFile], ends: Sequence[int]) -> np.ndarray:
         gone[rows] = True
     return gone
 
-# %% ../../nbs/84_gallery.segments.ipynb #3776672e
+# %% ../../nbs/84_gallery.segments.ipynb #6061fa16
 def _joined(parts: Sequence[Features], name: str) -> Features:
     "The features of all parts as one."
     first = parts[0]
