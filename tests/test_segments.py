@@ -80,10 +80,9 @@ def test_a_large_gallery_gets_an_engine_beside_the_first(tmp_path, monkeypatch, 
     sizes = {2600: [2400], 2670: [2400, 270], 2935: [2400, 535], 3000: [3000]}
     for n, wanted in sizes.items():
         index = change(path, lambda index, n=n: index.add(everything.select(range(len(index), n))))
-        again = Index.load(path)
-        for index in (index, again):
-            assert [len(engine) for engine in index.store.engines] == wanted
-            found = index.search(everything['x'][:n:40], 1)
+        for opened in (index, Index.load(path)):
+            assert [len(engine) for engine in opened.store.engines] == wanted
+            found = opened.search(everything['x'][:n:40], 1)
             assert (found['path'] == everything.table['path'][:n:40].to_numpy()).mean() > .98
     assert parts_of(path) == 1
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data.files import check_choice
+from ..data.files import check_choice, check_free
 from ..data.images import BadImage, load_row, open_image
 from ..data.table import BOX, image_path
 from ..data.transforms import TRANSFORMS, transform_to_test
@@ -203,8 +203,7 @@ def _check_out(out: str | Path | None, data: object, force: bool):
     "ValueError for a file of a loader, FileExistsError for a file that is there."
     if out and not isinstance(data, pd.DataFrame):
         raise ValueError("out: give the table, not a loader of it")
-    if out and Path(out).exists() and not force:
-        raise FileExistsError(f"{out} exists; force=True overwrites it")
+    if out: check_free(out, force)
 
 # %% ../../nbs/43_features.extraction.ipynb #2c04858a
 def extract(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import TableImages, own_share
-from ..data.files import alone_with, in_use, say
+from ..data.files import alone_with, check_free, in_use, say
 from ..data.transforms import TRANSFORMS, transform_to_test
 from .descriptors import crop_for, device_of
 from .extraction import batch_size, batches_of, extract, precision_of
@@ -176,8 +176,7 @@ def extract_shard(
     device = torch.device(device) if device else device_of(descriptor)
     crop, bs = crop_for(descriptor, table, crop), bs or batch_size(device, size, tfms)
     cut = dict(size=size, tfms=tfms, bs=bs, crop=crop)
-    if out.exists() and not force:
-        raise FileExistsError(f'{out} exists; force=True overwrites it')
+    check_free(out, force)
     how = kwargs | dict(facts=_share_facts(table, cut, facts), device=device)
     work = _work(descriptor, table, cut, **how)
     _say_others(out, (i, n), work)

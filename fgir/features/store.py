@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..data.files import OpenFile, check, lay_out, naming, write_atomic
+from ..data.files import OpenFile, check, check_free, lay_out, naming, write_atomic
 from ..data.table import BOX
 
 # %% ../../nbs/42_features.store.ipynb #39c09951
@@ -173,9 +173,7 @@ def save(
     force: bool = False,  # overwrite a file that exists
 ) -> Path:
     "Write everything to one file, completely or not at all."
-    path = Path(path)
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists; force=True overwrites it")
+    path = check_free(path, force)
     shapes = {name: (a.dtype, a.shape) for name, a in self.arrays.items()}
     with write_atomic(path) as tmp:
         maps = create_file(tmp, shapes, self.table, self.record)

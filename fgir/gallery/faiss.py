@@ -10,7 +10,7 @@ __all__ = ['KINDS', 'RANGES', 'BLOCK', 'unit_rows', 'complete_settings', 'check_
 
 # %% ../../nbs/81_gallery.faiss.ipynb #efc5e926
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import faiss

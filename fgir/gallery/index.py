@@ -19,6 +19,7 @@ import pandas as pd
 from fastcore.basics import patch
 from torch import Tensor
 
+from ..data.files import check_free
 from ..data.table import BOX, image_path, make_table
 from ..features.store import Features, open_features, read_features
 from .faiss import BLOCK, check_engine, faiss_store, unit_rows
@@ -373,9 +374,7 @@ def remove(self: Index, paths: str | Sequence[str]):
 @patch
 def save(self: Index, path: str | Path, force: bool = False) -> Path:
     "Write the gallery, completely or not at all; `force` overwrites a file."
-    path = Path(path)
-    if path.exists() and not force:
-        raise FileExistsError(f'{path} exists; force=True overwrites it')
+    path = check_free(path, force)
     self.store.save(path)
     return path
 
