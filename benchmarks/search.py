@@ -1,6 +1,6 @@
 """What a gallery costs, by engine: to build, to save, to change, to search; its memory, and what an approximate one misses.
 
-    python benchmarks/search.py [--kinds flat hnsw ivfpq:look=128 milvus lance] [--sizes 10000 1000000] [--dim 256] [--csv costs.csv]
+    python benchmarks/search.py [--kinds flat hnsw ivfpq:look=128 milvus lance] [--sizes 10000] [--dim 256] [--csv costs.csv]
 
 Random unit vectors in classes of 20 around their own directions. Every line comes from a process of its own: seconds to
 build, and to write the file; seconds to add 1,000 images to the file and to remove 1,000, opening it included; milliseconds

@@ -3,6 +3,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 
 import faiss
 import numpy as np
@@ -14,6 +15,7 @@ from processes import Fresh
 from torch import nn
 
 import fgir.gallery.faiss
+import fgir.gallery.milvus
 from fgir.data.fish import synth_dataset
 from fgir.data.images import BadImage
 from fgir.data.table import image_path, make_table
@@ -354,6 +356,62 @@ def test_a_photograph_asks_an_empty_gallery(fish, features):
     assert index.search_image(image_path(fish, 3), Net(), k=3 - 1)['path'].tolist() == [fish['path'][4]]
 
 
+# a GPU
+
+@pytest.mark.parametrize('kind, n, free, suits', [
+    ('flat', 10**6, 5e9, True), ('flat', 10**6, 4e9, False), ('flat', 10**6, 0, False), ('flat', 49_999, 80e9, False),
+    ('hnsw', 10**6, 80e9, False), ('ivfpq', 10**6, .3e9, True), ('ivfpq', 10**6, .2e9, False), ('flat', 0, 80e9, False)])
+def test_what_goes_to_a_gpu(kind, n, free, suits):
+    "A large gallery, for which half of what is free is enough."
+    assert fgir.gallery.faiss._suits_gpu(kind, n, 512, free) == suits
+
+
+GPU = pytest.mark.skipif(not (faiss.get_num_gpus() and torch.cuda.is_available()), reason='needs a GPU, and faiss-gpu')
+
+
+@GPU
+@pytest.mark.parametrize('kind', ['flat', 'ivfpq'])
+def test_cuda_a_gpu_gives_the_same_answers(monkeypatch, kind):
+    "Built and searched on either: alone, in a batch, behind a filter, after changes, with equal rows."
+    settings = dict(bytes=64, cells=64) if kind == 'ivfpq' else {}
+    features = many(20_000, d=128)
+    features['x'][50:90] = features['x'][7]
+    on_cpu = Index.build(features, kind=kind, **settings)
+    assert on_cpu.store.ready().engines[0].gpu is None
+    monkeypatch.setattr(fgir.gallery.faiss, '_GPU_ROWS', 0)
+    on_gpu, used = Index.build(features, kind=kind, **settings), []
+    by_gpu = fgir.gallery.faiss._ask
+    def watched(index, *args):
+        used.append(type(index).__name__)
+        return by_gpu(index, *args)
+    monkeypatch.setattr(fgir.gallery.faiss, '_ask', watched)
+    more, x = many(500, d=128, first=20_000), many(200, d=128, seed=5)['x']
+    def same(filter=None):
+        for query in (x, x[:1]):
+            a, b = (index.search(query, 10, filter) for index in (on_gpu, on_cpu))
+            assert (a['path'] == b['path']).mean() >= (1 if kind == 'flat' else .98)
+            np.testing.assert_allclose(a['score'][::10], b['score'][::10], atol=1e-5)
+    same()
+    assert any(name.startswith('Gpu') for name in used)
+    ties = on_gpu.search(features['x'][7], 41)['row'].tolist()
+    assert ties == [7, *range(50, 90)]
+    same(dict(label=[1, 2, 3]))
+    for index in (on_gpu, on_cpu):
+        index.add(more)
+        index.remove(['3.jpg', '20003.jpg'])
+    on_cpu.store.engines[0].gpu = None
+    same()
+
+
+@GPU
+def test_cuda_a_gallery_built_on_a_gpu_is_opened_without_one(monkeypatch, tmp_path):
+    features = many(20_000, d=128)
+    with monkeypatch.context() as m:
+        m.setattr(fgir.gallery.faiss, '_GPU_ROWS', 0)
+        path = Index.build(features, kind='ivfpq', bytes=64, cells=64).save(tmp_path/'g.safetensors')
+    assert found_of(Index.load(path), features['x'][::100], np.arange(20_000), features['x']) > .95
+
+
 # settings
 
 WRONG = dict(below=0, negative=-5, above=2**21, huge=2**40, float=3., bool=True, text='8', none=None, list=[8])
@@ -534,6 +592,19 @@ def test_a_database_that_was_not_finished_is_made_anew(tmp_path, monkeypatch):
     ('gallery.faiss', ValueError, 'ends with .db'), ('http://localhost:1', ConnectionError, 'http://localhost:1')])
 def test_what_is_no_database_is_said(tmp_path, uri, error, words):
     with pytest.raises(error, match=words): Index.connect(uri)
+
+
+@pytest.mark.parametrize('uri, extra, note', [
+    ('g.db', 'milvus-lite', ', which replaces faiss-gpu by faiss-cpu'), ('http://localhost:1', 'milvus', '')])
+def test_what_a_database_needs_is_said(monkeypatch, uri, extra, note):
+    "The client of a server alone, or Milvus Lite, too, which brings a faiss of its own."
+    says = re.escape(f'{uri} needs {extra}: pip install "fgir[{extra}]"{note}') + '$'
+    if extra == 'milvus-lite':
+        with monkeypatch.context() as m:
+            m.setattr(fgir.gallery.milvus, 'find_spec', lambda name: None)
+            with pytest.raises(ImportError, match=says): milvus_client(uri)
+    monkeypatch.setitem(sys.modules, 'pymilvus', None)
+    with pytest.raises(ImportError, match=says): milvus_client(uri)
 
 
 def test_photographs_are_searched_in_a_database(tmp_path, fish, features):

@@ -9,13 +9,16 @@ __all__ = ['KINDS', 'RANGES', 'BLOCK', 'unit_rows', 'complete_settings', 'check_
            'FaissStore', 'faiss_store', 'wanted_values']
 
 # %% ../../nbs/81_gallery.faiss.ipynb #efc5e926
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import faiss
 import numpy as np
 import pandas as pd
+import torch
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor
@@ -122,7 +125,37 @@ def _train_engine(engine: faiss.Index, rows: np.ndarray):
     for part in (engine.cp, engine.pq.cp): part.min_points_per_centroid = 1
     engine.train(rows)
 
+# %% ../../nbs/81_gallery.faiss.ipynb #41079787
+_GPU_ROWS = 50_000  # fewer are compared in a moment on the CPU
+_GPU_MOST = 2048  # answers, and cells to look into, that a GPU takes at once
+
+def _suits_gpu(kind: str, n: int, dim: int, free: int) -> bool:
+    "Whether an engine over `n` rows goes to a GPU with so many bytes free."
+    held = dict(flat=4*dim, ivfpq=128).get(kind)
+    return held is not None and n >= _GPU_ROWS and 2*n*held <= free
+
+def _free_on_gpu() -> int:
+    "Bytes that are free on the GPU, 0 where faiss finds none."
+    if not faiss.get_num_gpus() or not torch.cuda.is_available(): return 0
+    return torch.cuda.mem_get_info(0)[0]
+
+# %% ../../nbs/81_gallery.faiss.ipynb #24f324e5
+@cache
+def _gpu_resources() -> object:
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(2**28)
+    return resources
+
+def _on_gpu(index: faiss.Index) -> faiss.Index | None:
+    "A copy on the GPU; None if it does not take this one."
+    options = faiss.GpuClonerOptions()
+    # for tables of codes of 64 bytes, which else find no room
+    options.useFloat16 = isinstance(index, faiss.IndexIVFPQ)
+    try: return faiss.index_cpu_to_gpu(_gpu_resources(), 0, index, options)
+    except RuntimeError: return None
+
 # %% ../../nbs/81_gallery.faiss.ipynb #a95ee232
+_CLASSES = dict(flat=faiss.IndexFlat, hnsw=faiss.IndexHNSWFlat, ivfpq=faiss.IndexIVFPQ)
 BLOCK = 2**16  # rows at a time
 _NODES = 2**12  # rows at a time of a graph
 
@@ -136,21 +169,42 @@ def _feed(
     for i in progress_bar(starts, leave=False) if watched else starts:
         index.add(unit_rows(x[rows[i:i + size]], what, i))
 
+# %% ../../nbs/81_gallery.faiss.ipynb #3d1ed3bc
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    "Let faiss use every core, unless `OMP_NUM_THREADS` says how many."
+    before = faiss.omp_get_max_threads()
+    given = os.environ.get('OMP_NUM_THREADS', '').isdigit()
+    faiss.omp_set_num_threads(before if given else os.cpu_count() or 1)
+    try: yield
+    finally: faiss.omp_set_num_threads(before)
+
+def _taught(index: faiss.Index, x: np.ndarray, rows: np.ndarray, what: str):
+    "An engine that has learned from a sample of rows; on the GPU, if it goes there."
+    sample = np.sort(np.random.default_rng(0).permutation(len(rows))[:2**17])
+    suits = _suits_gpu('ivfpq', len(rows), index.d, _free_on_gpu())
+    if not suits: _train_engine(index, unit_rows(x[rows[sample]], what))
+    else:
+        helper = faiss.GpuIndexFlatIP(_gpu_resources(), index.d)
+        index.clustering_index = helper
+        _train_engine(index, unit_rows(x[rows[sample]], what))
+        index.clustering_index = None
+    there = _on_gpu(index) if suits else None
+    return index if there is None else there
+
 def _filled(
     x: np.ndarray, rows: np.ndarray, kind: str, settings: Mapping, what: str,
     progress: bool = False,
 ) -> faiss.Index:
     "An index over some rows of vectors."
     index = _empty_engine(kind, x.shape[1], len(rows), settings)
-    if not index.is_trained:
-        sample = np.sort(np.random.default_rng(0).permutation(len(rows))[:2**17])
-        _train_engine(index, unit_rows(x[rows[sample]], what))
-    _feed(index, x, rows, what, progress)
-    return index
+    with _all_cores():
+        if not index.is_trained: index = _taught(index, x, rows, what)
+        _feed(index, x, rows, what, progress)
+    on_cpu = isinstance(index, _CLASSES[kind])
+    return index if on_cpu else faiss.index_gpu_to_cpu(index)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #775e83a6
-_CLASSES = dict(flat=faiss.IndexFlat, hnsw=faiss.IndexHNSWFlat, ivfpq=faiss.IndexIVFPQ)
-
 @dataclass(eq=False)
 class Engine:
     "A faiss index over some rows of a gallery, made when it is first needed."
@@ -171,21 +225,33 @@ class Engine:
         raise ValueError(f'{self.what}: it is not one of {self.kind} over these '
                          f'{len(self)} rows of {self.dim} numbers')
 
-    def part(self, mask: np.ndarray) -> np.ndarray:
-        "What a mask over the gallery's rows says of the engine's."
-        first, n = int(self.rows[0]) if len(self) else 0, len(self)
-        whole = not n or self.rows[-1] == first + n - 1
-        return mask[first:first + n] if whole else mask[self.rows]
+    @cached_property
+    def gpu(self) -> faiss.Index | None:
+        "A copy on the GPU, if it suits one that is there."
+        suits = _suits_gpu(self.kind, len(self), self.dim, _free_on_gpu())
+        return _on_gpu(self.index) if suits else None
 
-    def take(self, x: np.ndarray, rows: np.ndarray, what: str):
-        "Take in more rows of the vectors."
-        _feed(self.index, x, rows, what, False)
-        self.rows = np.append(self.rows, rows)
+# %% ../../nbs/81_gallery.faiss.ipynb #c702d78a
+@patch
+def part(self: Engine, mask: np.ndarray) -> np.ndarray:
+    "What a mask over the gallery's rows says of the engine's."
+    first, n = int(self.rows[0]) if len(self) else 0, len(self)
+    whole = not n or self.rows[-1] == first + n - 1
+    return mask[first:first + n] if whole else mask[self.rows]
 
-    def lose(self, lost: np.ndarray):
-        "Take out the rows (N,) of a mask."
-        self.index.remove_ids(_bitmap(lost))
-        self.rows = self.rows[~lost]
+@patch
+def take(self: Engine, x: np.ndarray, rows: np.ndarray, what: str):
+    "Take in more rows of the vectors."
+    _feed(self.index, x, rows, what, False)
+    self.rows = np.append(self.rows, rows)
+    vars(self).pop('gpu', None)
+
+@patch
+def lose(self: Engine, lost: np.ndarray):
+    "Take out the rows (N,) of a mask."
+    self.index.remove_ids(_bitmap(lost))
+    self.rows = self.rows[~lost]
+    vars(self).pop('gpu', None)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #32dbd90f
 @dataclass
@@ -330,12 +396,37 @@ def _scanned(engine: Engine, query: np.ndarray, k: int, mask: np.ndarray) -> tup
     scores, places = _ask(index, query, k, faiss.SearchParameters(sel=sel))
     return _ranked(scores, _rows_at(engine, places), k)
 
+# %% ../../nbs/81_gallery.faiss.ipynb #61c136bb
+def _by_vectors(
+    query: np.ndarray, candidates: np.ndarray, vectors: np.ndarray, k: int, what: str
+) -> tuple:
+    "The k best of each query's candidates (Q, n), by their true vectors."
+    scores = np.empty(candidates.shape, np.float32)
+    for i, rows in enumerate(candidates):
+        true = unit_rows(vectors[rows.clip(0)], what)
+        scores[i] = np.where(rows < 0, -np.inf, true @ query[i])
+    return _ranked(scores, candidates, k)
+
+_SPARE = 64  # more candidates of a GPU, which rounds its sums in another way
+
+@patch
+def _by_gpu(
+    self: FaissStore, engine: Engine, query: np.ndarray, k: int, mask: np.ndarray
+) -> tuple | None:
+    "The k best of all rows by a GPU, None if there is none or some are left out."
+    n = min(k + _SPARE, len(engine))
+    if n > _GPU_MOST or not engine.part(mask).all() or engine.gpu is None: return None
+    rows = _rows_at(engine, _ask(engine.gpu, query, n, None)[1])
+    return _by_vectors(query, rows, self.vectors, k, self.what)
+
 @patch
 def _exactly(self: FaissStore, query: np.ndarray, k: int, mask: np.ndarray) -> tuple:
     "The k best of the rows in a mask; all of them are compared."
     whole = self.kind == 'flat' or (self.kind == 'hnsw' and self.known == len(mask))
     if whole and len(self.engines) == 1:
-        return _scanned(self.engines[0], query, k, mask)
+        engine = self.engines[0]
+        by_gpu = self._by_gpu(engine, query, k, mask) if self.kind == 'flat' else None
+        return by_gpu or _scanned(engine, query, k, mask)
     return _compared(query, self.vectors, np.flatnonzero(mask), k, self.what)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #8e4387c0
@@ -379,6 +470,16 @@ def _walked(
     return scores, rows
 
 # %% ../../nbs/81_gallery.faiss.ipynb #9577a78b
+def _in_cells(
+    engine: Engine, query: np.ndarray, n: int, cells: int, sel: faiss.IDSelector | None
+) -> np.ndarray:
+    "Places (Q, n) of the best by their codes in so many cells, on a GPU if it serves."
+    if sel is None and max(n, cells) <= _GPU_MOST and engine.gpu is not None:
+        engine.gpu.nprobe = cells
+        return _ask(engine.gpu, query, n, None)[1]
+    params = faiss.SearchParametersIVF(nprobe=cells, sel=sel)
+    return _ask(engine.index, query, n, params)[1]
+
 @patch
 def _coded(
     self: FaissStore, engine: Engine, query: np.ndarray, k: int, mask: np.ndarray
@@ -390,24 +491,13 @@ def _coded(
     cells = min(self.settings['look'] or max(32, last//16), last)
     while len(left):
         before = found[left, :k]
-        params = faiss.SearchParametersIVF(nprobe=cells, sel=sel)
-        found[left] = _ask(engine.index, query[left], n, params)[1]
+        found[left] = _in_cells(engine, query[left], n, cells, sel)
         changed = (found[left, :k] != before).any(1) | (found[left, :k] < 0).any(1)
         left = left[changed] if cells < last else left[:0]
         cells = min(2*cells, last)
     return _rows_at(engine, found)
 
 # %% ../../nbs/81_gallery.faiss.ipynb #f8d1af34
-def _by_vectors(
-    query: np.ndarray, candidates: np.ndarray, vectors: np.ndarray, k: int, what: str
-) -> tuple:
-    "The k best of each query's candidates (Q, n), by their true vectors."
-    scores = np.empty(candidates.shape, np.float32)
-    for i, rows in enumerate(candidates):
-        true = unit_rows(vectors[rows.clip(0)], what)
-        scores[i] = np.where(rows < 0, -np.inf, true @ query[i])
-    return _ranked(scores, candidates, k)
-
 @patch
 def _decoded(
     self: FaissStore, engine: Engine, query: np.ndarray, k: int, mask: np.ndarray

@@ -37,6 +37,10 @@ class Engine:
     def index(self) -> faiss.Index:
         ...
 
+    @cached_property
+    def gpu(self) -> faiss.Index | None:
+        """A copy on the GPU, if it suits one that is there."""
+
     def part(self, mask: np.ndarray) -> np.ndarray:
         """What a mask over the gallery's rows says of the engine's."""
 
