@@ -27,9 +27,10 @@ setup(
     packages=find_packages(include=["fgir", "fgir.*"]),
     package_data={"": ["*.csv", "*.css", "*.pyi", "py.typed"]},
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements") + lines("milvus_requirements") + lines("app_requirements")
-                    + lines("heif_requirements"),
-                    "milvus": lines("milvus_requirements"), "app": lines("app_requirements"), "heif": lines("heif_requirements")},
+    extras_require={"dev": [line for part in ("dev", "milvus", "milvus_lite", "app", "heif")
+                            for line in lines(f"{part}_requirements")],
+                    "milvus": lines("milvus_requirements"), "app": lines("app_requirements"), "heif": lines("heif_requirements"),
+                    "milvus-lite": lines("milvus_requirements") + lines("milvus_lite_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["fgir = fgir._modidx:d"],
                   "fgir.classes": ["CGDNet = fgir.papers.cgd:CGDNet", "CGDLoss = fgir.papers.cgd:CGDLoss",
                                    "Classifier = fgir.papers.fgic:Classifier"],

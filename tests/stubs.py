@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]/'fgir'
-MODULES = ('gallery/index', 'gallery/faiss', 'gallery/milvus')
+MODULES = ('gallery/index', 'gallery/faiss', 'gallery/milvus', 'gallery/segments')
 HEAD = '# Written by tests/stubs.py from {name}.py: do not edit.\n# ruff: noqa: E501, I001, UP037\n'
 
 

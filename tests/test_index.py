@@ -3,6 +3,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 
 import faiss
 import numpy as np
@@ -14,6 +15,7 @@ from processes import Fresh
 from torch import nn
 
 import fgir.gallery.faiss
+import fgir.gallery.milvus
 from fgir.data.fish import synth_dataset
 from fgir.data.images import BadImage
 from fgir.data.table import image_path, make_table
@@ -21,7 +23,7 @@ from fgir.features.descriptors import ColorHistogram
 from fgir.features.exact import neighbours
 from fgir.features.extraction import extract
 from fgir.features.store import Features
-from fgir.gallery.faiss import KINDS, RANGES, FaissStore, complete_settings, unit_rows
+from fgir.gallery.faiss import KINDS, RANGES, Engine, FaissStore, complete_settings, unit_rows
 from fgir.gallery.index import Index, features_of, photo_table, show_search
 from fgir.gallery.milvus import milvus_client, new_milvus_store
 
@@ -278,21 +280,22 @@ def test_an_engine_takes_in_what_was_added_when_it_is_much(tmp_path, monkeypatch
     monkeypatch.setattr(fgir.gallery.faiss, '_FEW', 500)
     features = in_order('clustered')
     x, index = features['x'], Index.build(features.select(range(300)), kind=kind, **SMALL[kind])
-    for end, known in ((600, 300), (800, 300), (850, 850), (1300, 850)):
+    for end, known in ((600, [300]), (800, [300]), (850, [850]), (1300, [850]), (1360, [1360]), (1400, [1360])):
         index.add(features.select(range(len(index), end)))
         index = again(index, tmp_path)
-        assert index.store.engine.ntotal == known
+        assert [len(engine) for engine in index.store.engines] == known
         assert found_of(index, x[:end:20], np.arange(end), x) >= .9
     index.update(features.select(range(200)))
-    assert len(index) == 1300 and found_of(index, x[:1300:20], np.arange(1300), x) >= .9
+    assert len(index) == 1400 and found_of(index, x[:1400:20], np.arange(1400), x) >= .9
 
 
 def test_an_engine_of_other_rows_is_refused():
-    store = Index.build(many(300), kind='hnsw').store
+    engine = Index.build(many(300), kind='hnsw').store.engines[0]
     others = ('hnsw', many(299)), ('flat', many(301)), ('hnsw', many(300, d=8)), ('ivfpq', many(300)), ('flat', many(300))
     for kind, features in others:
         words = f'engine: it is not one of {kind} over'
-        with pytest.raises(ValueError, match=words): FaissStore(features, 'x', kind, {}, store.engine)
+        other = Engine(kind, features['x'].shape[1], np.arange(len(features)), lambda: engine.index)
+        with pytest.raises(ValueError, match=words): FaissStore(features, 'x', kind, {}, [other]).ready()
 
 
 def test_few_rows_are_compared_one_by_one(monkeypatch):
@@ -341,7 +344,7 @@ def test_an_empty_gallery_is_a_gallery(tmp_path, kind, kept):
 
 def again(index, where):
     "A gallery, written and opened."
-    if not hasattr(index.store, 'engine'): return Index.connect(str(where/'g.db'))
+    if not hasattr(index.store, 'engines'): return Index.connect(str(where/'g.db'))
     return Index.load(index.save(where/'g.safetensors', force=True))
 
 
@@ -351,6 +354,62 @@ def test_a_photograph_asks_an_empty_gallery(fish, features):
     assert not len(index.search_image(image_path(fish, 3), Net(), k=3))
     index.add(features.select([3, 4]))
     assert index.search_image(image_path(fish, 3), Net(), k=3 - 1)['path'].tolist() == [fish['path'][4]]
+
+
+# a GPU
+
+@pytest.mark.parametrize('kind, n, free, suits', [
+    ('flat', 10**6, 5e9, True), ('flat', 10**6, 4e9, False), ('flat', 10**6, 0, False), ('flat', 49_999, 80e9, False),
+    ('hnsw', 10**6, 80e9, False), ('ivfpq', 10**6, .3e9, True), ('ivfpq', 10**6, .2e9, False), ('flat', 0, 80e9, False)])
+def test_what_goes_to_a_gpu(kind, n, free, suits):
+    "A large gallery, for which half of what is free is enough."
+    assert fgir.gallery.faiss._suits_gpu(kind, n, 512, free) == suits
+
+
+GPU = pytest.mark.skipif(not (faiss.get_num_gpus() and torch.cuda.is_available()), reason='needs a GPU, and faiss-gpu')
+
+
+@GPU
+@pytest.mark.parametrize('kind', ['flat', 'ivfpq'])
+def test_cuda_a_gpu_gives_the_same_answers(monkeypatch, kind):
+    "Built and searched on either: alone, in a batch, behind a filter, after changes, with equal rows."
+    settings = dict(bytes=64, cells=64) if kind == 'ivfpq' else {}
+    features = many(20_000, d=128)
+    features['x'][50:90] = features['x'][7]
+    on_cpu = Index.build(features, kind=kind, **settings)
+    assert on_cpu.store.ready().engines[0].gpu is None
+    monkeypatch.setattr(fgir.gallery.faiss, '_GPU_ROWS', 0)
+    on_gpu, used = Index.build(features, kind=kind, **settings), []
+    by_gpu = fgir.gallery.faiss._ask
+    def watched(index, *args):
+        used.append(type(index).__name__)
+        return by_gpu(index, *args)
+    monkeypatch.setattr(fgir.gallery.faiss, '_ask', watched)
+    more, x = many(500, d=128, first=20_000), many(200, d=128, seed=5)['x']
+    def same(filter=None):
+        for query in (x, x[:1]):
+            a, b = (index.search(query, 10, filter) for index in (on_gpu, on_cpu))
+            assert (a['path'] == b['path']).mean() >= (1 if kind == 'flat' else .98)
+            np.testing.assert_allclose(a['score'][::10], b['score'][::10], atol=1e-5)
+    same()
+    assert any(name.startswith('Gpu') for name in used)
+    ties = on_gpu.search(features['x'][7], 41)['row'].tolist()
+    assert ties == [7, *range(50, 90)]
+    same(dict(label=[1, 2, 3]))
+    for index in (on_gpu, on_cpu):
+        index.add(more)
+        index.remove(['3.jpg', '20003.jpg'])
+    on_cpu.store.engines[0].gpu = None
+    same()
+
+
+@GPU
+def test_cuda_a_gallery_built_on_a_gpu_is_opened_without_one(monkeypatch, tmp_path):
+    features = many(20_000, d=128)
+    with monkeypatch.context() as m:
+        m.setattr(fgir.gallery.faiss, '_GPU_ROWS', 0)
+        path = Index.build(features, kind='ivfpq', bytes=64, cells=64).save(tmp_path/'g.safetensors')
+    assert found_of(Index.load(path), features['x'][::100], np.arange(20_000), features['x']) > .95
 
 
 # settings
@@ -370,7 +429,7 @@ def test_a_setting_out_of_range_is_refused_wherever_it_comes_from(tmp_path, kind
         with pytest.raises(ValueError, match=words): Index.build(many(300), kind=kind, **{name: value})
         with pytest.raises(ValueError, match=words): Index.connect('http://a:1', many(300), kind=kind, **{name: value})
         wrong = store.settings | {name: value}
-        with pytest.raises(ValueError, match=words): FaissStore(store.features, 'x', kind, wrong, store.engine)
+        with pytest.raises(ValueError, match=words): FaissStore(store.features, 'x', kind, wrong, store.engines)
     assert complete_settings(kind, {name: np.int64(low)})[name] == low and complete_settings(kind, {name: high})[name] == high
 
 
@@ -533,6 +592,19 @@ def test_a_database_that_was_not_finished_is_made_anew(tmp_path, monkeypatch):
     ('gallery.faiss', ValueError, 'ends with .db'), ('http://localhost:1', ConnectionError, 'http://localhost:1')])
 def test_what_is_no_database_is_said(tmp_path, uri, error, words):
     with pytest.raises(error, match=words): Index.connect(uri)
+
+
+@pytest.mark.parametrize('uri, extra, note', [
+    ('g.db', 'milvus-lite', ', which replaces faiss-gpu by faiss-cpu'), ('http://localhost:1', 'milvus', '')])
+def test_what_a_database_needs_is_said(monkeypatch, uri, extra, note):
+    "The client of a server alone, or Milvus Lite, too, which brings a faiss of its own."
+    says = re.escape(f'{uri} needs {extra}: pip install "fgir[{extra}]"{note}') + '$'
+    if extra == 'milvus-lite':
+        with monkeypatch.context() as m:
+            m.setattr(fgir.gallery.milvus, 'find_spec', lambda name: None)
+            with pytest.raises(ImportError, match=says): milvus_client(uri)
+    monkeypatch.setitem(sys.modules, 'pymilvus', None)
+    with pytest.raises(ImportError, match=says): milvus_client(uri)
 
 
 def test_photographs_are_searched_in_a_database(tmp_path, fish, features):

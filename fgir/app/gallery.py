@@ -80,11 +80,12 @@ def in_database(gallery: str) -> bool:
     raise ValueError(f'{gallery}: expected a file .safetensors, a folder .db, '
                      'or an address http://…')
 
-def open_gallery(gallery: str) -> 'Index':
-    "The gallery of that name."
+def open_gallery(gallery: str, verify: bool = True) -> 'Index':
+    "The gallery of that name; of a file, all is read to `verify` it."
     from fgir.gallery.index import Index
 
-    return Index.connect(gallery) if in_database(gallery) else Index.load(gallery)
+    if in_database(gallery): return Index.connect(gallery)
+    return Index.load(gallery, verify)
 
 # %% ../../nbs/91_app.gallery.ipynb #735ebf51
 @contextmanager
@@ -93,7 +94,7 @@ def _changing(gallery: str) -> Iterator['Index']:
     if in_database(gallery) or not Path(gallery).exists(): yield open_gallery(gallery)
     else:
         with alone_with(gallery):
-            opened = open_gallery(gallery)
+            opened = open_gallery(gallery, verify=False)
             yield opened
             opened.save(gallery, force=True)
 
@@ -337,7 +338,7 @@ def make_gallery(features: 'Features', gallery: str, array: str | None, kind: st
     if in_database(gallery):
         made = Index.connect(gallery, features, name, kind, **engine)
     else:
-        made = Index.build(features, name, kind, **engine)
+        made = Index.build(features, name, kind, watched(), **engine)
         made.save(gallery, force)
     print(f'{gallery}: {made}')
 
@@ -381,11 +382,12 @@ def _build(
 
 # %% ../../nbs/91_app.gallery.ipynb #b653fff8
 def _record_of(gallery: str) -> dict:
-    from fgir.features.store import Features
+    from fgir.features.store import open_features
 
     if in_database(gallery): return open_gallery(gallery).record
-    if Path(gallery).is_file(): return Features.load(gallery).record
-    raise FileNotFoundError(f'{gallery}: no such gallery')
+    if not Path(gallery).is_file():
+        raise FileNotFoundError(f'{gallery}: no such gallery')
+    with open_features(Path(gallery)) as file: return file.field('record', dict)
 
 def _put(features: 'Features', gallery: str, replace: bool):
     "Add features to a gallery."

@@ -27,7 +27,7 @@ from fastcore import xml as h
 from PIL import Image
 
 from .. import __version__
-from ..data.files import write_atomic
+from ..data.files import check_free, write_atomic
 from fgir.evaluation.comparison import (
     best_and_worst,
     best_row,
@@ -365,9 +365,7 @@ def report(
     force: bool = False,  # overwrite `path`
 ) -> Path:
     "Write one HTML page that needs no other file; FileExistsError unless `force`."
-    path, best = Path(path), best_row(results)
-    if path.exists() and not force:
-        raise FileExistsError(f'{path} exists; force=True overwrites it')
+    path, best = check_free(path, force), best_row(results)
     if isinstance(features, Mapping): features = _pick(features, best['model'])
     found, metric = features is not None, best.get('metric', 'cosine')
     judged = judge(features, best['descriptor'], k, metric) if found else None

@@ -69,6 +69,7 @@ from .shards import (
 from .store import (
     ABOUT as ABOUT,
     Features as Features,
+    Stacked as Stacked,
     create_file as create_file,
     open_features as open_features,
     pack_column as pack_column,

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from ..backbones.memory import keep_memory
 from ..backbones.precision import in_layout, in_precision, pick_precision
+from ..data.files import check_free
 from ..data.images import BadImage, load_row, open_image, upright_size
 from ..data.table import BOX, image_path
 from ..data.transforms import find_transform, least_side, transform_to_test
@@ -215,8 +216,7 @@ def _check_out(out: str | Path | None, data: object, force: bool):
     "ValueError for a file of a loader, FileExistsError for a file that is there."
     if out and not isinstance(data, pd.DataFrame):
         raise ValueError("out: give the table, not a loader of it")
-    if out and Path(out).exists() and not force:
-        raise FileExistsError(f"{out} exists; force=True overwrites it")
+    if out: check_free(out, force)
 
 # %% ../../nbs/43_features.extraction.ipynb #2c04858a
 def extract(

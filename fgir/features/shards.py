@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import TableImages, own_share
-from ..data.files import alone_with, in_use, say
+from ..data.files import alone_with, check_free, in_use, say
 from ..data.transforms import find_transform, transform_to_test
 from .descriptors import crop_for, cut_for, device_of
 from .extraction import batch_size, batches_of, extract, precision_of
@@ -180,8 +180,7 @@ def extract_shard(
     tfms, size = cut_for(descriptor, tfms, size)
     crop, bs = crop_for(descriptor, table, crop), bs or batch_size(device, size, tfms)
     cut = dict(size=size, tfms=tfms, bs=bs, crop=crop)
-    if out.exists() and not force:
-        raise FileExistsError(f'{out} exists; force=True overwrites it')
+    check_free(out, force)
     how = kwargs | dict(facts=_share_facts(table, cut, facts), device=device,
                         precision=precision_of(descriptor, device, precision))
     work = _work(descriptor, table, cut, **how)

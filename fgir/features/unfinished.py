@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..data.files import OpenFile, alone_with, in_use, lock_of, say, write_atomic
+from ..data.files import OpenFile, alone_with, check_free, in_use, lock_of, say, write_atomic
 from ..data.images import BadImage, open_image
 from ..data.table import BOX, image_path
 from .descriptors import as_descriptor
@@ -211,8 +211,7 @@ def working(self: UnfinishedFeatures, force: bool = False) -> Iterator[None]:
     if not self.out: return (yield)
     self._clear_others(force)
     with alone_with(self.part):
-        if self.out.exists() and not force:
-            raise FileExistsError(f"{self.out} exists; force=True overwrites it")
+        check_free(self.out, force)
         if self.part.exists() and self.marks.exists(): self._map()
         yield
 

@@ -2,14 +2,13 @@ from .faiss import (
     BLOCK as BLOCK,
     KINDS as KINDS,
     RANGES as RANGES,
+    Engine as Engine,
     FaissStore as FaissStore,
     cells_for as cells_for,
     check_engine as check_engine,
     code_bytes as code_bytes,
     complete_settings as complete_settings,
     faiss_store as faiss_store,
-    load_store as load_store,
-    read_store as read_store,
     unit_rows as unit_rows,
     wanted_values as wanted_values,
 )
@@ -40,4 +39,9 @@ from .rerank import (
     fit_whitening as fit_whitening,
     k_reciprocal as k_reciprocal,
     query_expansion as query_expansion,
+)
+from .segments import (
+    Origin as Origin,
+    load_store as load_store,
+    read_store as read_store,
 )

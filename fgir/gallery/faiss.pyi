@@ -1,14 +1,13 @@
 # Written by tests/stubs.py from faiss.py: do not edit.
 # ruff: noqa: E501, I001, UP037
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 import faiss
 import numpy as np
 import pandas as pd
 from torch import Tensor
-from ..data.files import OpenFile
-from ..features.store import Features
+from ..features.store import Features, Stacked
 def unit_rows(x: Tensor | np.ndarray, what: str='query', start: int=0) -> np.ndarray:
     """Rows scaled to length one; ValueError names the first row that cannot be."""
 KINDS: dict
@@ -21,15 +20,46 @@ def code_bytes(settings: Mapping, dim: int) -> int:
     """Bytes of a row in IVF-PQ: the most allowed that divide `dim` evenly."""
 def cells_for(settings: Mapping, n: int) -> int:
     """Number of cells of IVF-PQ for `n` rows."""
+BLOCK: int
+@dataclass(eq=False)
+class Engine:
+    """A faiss index over some rows of a gallery, made when it is first needed."""
+    kind: str
+    dim: int
+    rows: np.ndarray
+    make: Callable[[], faiss.Index]
+    what: str = ...
+
+    def __len__(self) -> int:
+        ...
+
+    @cached_property
+    def index(self) -> faiss.Index:
+        ...
+
+    @cached_property
+    def gpu(self) -> faiss.Index | None:
+        """A copy on the GPU, if it suits one that is there."""
+
+    def part(self, mask: np.ndarray) -> np.ndarray:
+        """What a mask over the gallery's rows says of the engine's."""
+
+    def take(self, x: np.ndarray, rows: np.ndarray, what: str):
+        """Take in more rows of the vectors."""
+
+    def lose(self, lost: np.ndarray):
+        """Take out the rows (N,) of a mask."""
 @dataclass
 class FaissStore:
-    """Features, an engine over one array of them, and a mark for each row that is gone."""
+    """Features, engines over one array of them, and a mark for each row that is gone."""
     features: Features
     name: str
     kind: str
     settings: dict
-    engine: faiss.Index
+    engines: list[Engine]
     gone: np.ndarray = ...
+    what: str = ...
+    origin: object = ...
 
     def __post_init__(self):
         ...
@@ -48,6 +78,20 @@ class FaissStore:
     @property
     def dim(self) -> int:
         ...
+
+    @property
+    def vectors(self) -> np.ndarray | Stacked:
+        ...
+
+    @property
+    def known(self) -> int:
+        ...
+
+    def over(self, rows: np.ndarray, begun: Engine | None=None) -> Engine:
+        """An engine over some rows, built when it is first needed."""
+
+    def ready(self) -> FaissStore:
+        """Make the engines now; else the first search does."""
 
     def nearest(self, query: np.ndarray, k: int, mask: np.ndarray | None=None) -> tuple[np.ndarray, np.ndarray]:
         """The most similar rows, best first, ties by row; the engine chooses the last ties."""
@@ -73,17 +117,12 @@ class FaissStore:
     def add(self, vectors: np.ndarray, more: pd.DataFrame):
         """Append images, and mark those as gone that were there under the same path."""
 
-    def save(self, path: Path):
-        """Write the store; removed images stay in a graph or codes until they are a quarter."""
+    def merged(self) -> FaissStore:
+        """The store with one engine; without removed images, where that is worth a new one."""
 
     def info(self) -> dict:
         """Numbers of a store."""
-BLOCK: int
-def faiss_store(features: Features, name: str, kind: str='flat', settings: Mapping | None=None) -> FaissStore:
+def faiss_store(features: Features, name: str, kind: str='flat', settings: Mapping | None=None, progress: bool=False) -> FaissStore:
     """Put features into a new engine; ValueError names a row without direction."""
 def wanted_values(filter: Mapping, columns: Iterable[str]) -> dict[str, list]:
     """The values that each column of a filter may have; ValueError for other columns."""
-def read_store(file: OpenFile, verify: bool=True) -> FaissStore:
-    """The store of a gallery's open file; ValueError names the file and what is wrong."""
-def load_store(path: Path, verify: bool=True) -> FaissStore:
-    """Read a store; ValueError for a file that is damaged, later, or not a gallery."""

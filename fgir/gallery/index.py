@@ -20,17 +20,12 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..backbones.precision import pick_precision, recorded_precision
+from ..data.files import check_free
 from ..data.table import BOX, image_path, make_table
 from ..features.store import Features, open_features, read_features
-from fgir.gallery.faiss import (
-    BLOCK,
-    check_engine,
-    faiss_store,
-    load_store,
-    read_store,
-    unit_rows,
-)
+from .faiss import BLOCK, check_engine, faiss_store, unit_rows
 from .milvus import make_milvus_store, open_milvus_store
+from .segments import load_store, read_store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,6 +85,7 @@ def build(
     features: Features,  # their rows are the gallery
     name: str | None = None,  # of the array to search in; default the first
     kind: str = 'flat',  # one of `KINDS`
+    progress: bool = True,  # a bar, for a large graph
     **settings,  # of that kind
 ) -> Index:
     "Make a gallery; ValueError names a row without direction, or an image given twice."
@@ -99,7 +95,7 @@ def build(
         raise ValueError('features: a gallery needs one image or more')
     refuse_twice(features.table)
     name = features.names[0] if name is None else name
-    return cls(faiss_store(features, name, kind, settings))
+    return cls(faiss_store(features, name, kind, settings, progress))
 
 # %% ../../nbs/80_gallery.index.ipynb #0bf5cbbb
 def _check_k(index: Index, k: int, lost: int):
@@ -390,9 +386,7 @@ def remove(self: Index, paths: str | Sequence[str]):
 @patch
 def save(self: Index, path: str | Path, force: bool = False) -> Path:
     "Write the gallery, completely or not at all; `force` overwrites a file."
-    path = Path(path)
-    if path.exists() and not force:
-        raise FileExistsError(f'{path} exists; force=True overwrites it')
+    path = check_free(path, force)
     self.store.save(path)
     return path
 
@@ -400,7 +394,7 @@ def save(self: Index, path: str | Path, force: bool = False) -> Path:
 def load(
     cls: Index,
     path: str | Path,  # written by `save`
-    verify: bool = True,  # compare the checksum, which reads all of the file
+    verify: bool = True,  # read all of it now and compare the checksums
 ) -> Index:
     "Open a gallery; its vectors stay on disk, mapped into memory."
     if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such gallery')
@@ -422,7 +416,8 @@ def features_of(path: str | Path) -> Features:
     with open_features(path) as file:
         if 'index' not in file.metadata: return read_features(file)
         store = read_store(file)
-    return store.features.select(~store.gone) if store.gone.any() else store.features
+    if not (file.more or store.gone.any()): return store.features
+    return store.features.select(~store.gone)
 
 # %% ../../nbs/80_gallery.index.ipynb #c62aa362
 @patch(cls_method=True)

@@ -83,7 +83,7 @@ class Index:
         ...
 
     @classmethod
-    def build(cls, features: Features, name: str | None=None, kind: str='flat', **settings) -> Index:
+    def build(cls, features: Features, name: str | None=None, kind: str='flat', progress: bool=True, **settings) -> Index:
         """Make a gallery; ValueError names a row without direction, or an image given twice."""
 
     def search(self, query: Tensor | np.ndarray, k: int=8, filter: Mapping | None=None) -> pd.DataFrame:

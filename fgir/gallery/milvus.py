@@ -11,8 +11,10 @@ __all__ = ['milvus_client', 'MilvusStore', 'new_milvus_store', 'open_milvus_stor
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +33,22 @@ from fgir.gallery.faiss import (
 # %% ../../nbs/82_gallery.milvus.ipynb #bb2d193f
 def _is_local(uri: str) -> bool: return '://' not in uri
 
-def milvus_client(uri: str):
-    "Open a database; ImportError says what to install, ConnectionError what failed."
-    try: pymilvus = import_module('pymilvus')
-    except ImportError:
-        raise ImportError('Milvus needs pymilvus: pip install "fgir[milvus]"') from None
-    logging.getLogger('pymilvus').setLevel(logging.ERROR)
+def _imported(uri: str):
+    "The client's module, if all that a database needs is installed."
     if _is_local(uri) and not uri.endswith('.db'):
         raise ValueError(
             f'{uri}: expected a name that ends with .db, or an address http://…')
+    extra = 'milvus-lite' if _is_local(uri) else 'milvus'
+    with suppress(ImportError):
+        pymilvus = import_module('pymilvus')
+        if extra == 'milvus' or find_spec('milvus_lite'): return pymilvus
+    note = ', which replaces faiss-gpu by faiss-cpu' if _is_local(uri) else ''
+    raise ImportError(f'{uri} needs {extra}: pip install "fgir[{extra}]"{note}')
+
+def milvus_client(uri: str):
+    "Open a database; ImportError says what to install, ConnectionError what failed."
+    pymilvus = _imported(uri)
+    logging.getLogger('pymilvus').setLevel(logging.ERROR)
     where = str(Path(uri).expanduser().absolute()) if _is_local(uri) else uri
     try: return pymilvus.MilvusClient(where)
     except pymilvus.MilvusException as e:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..backbones.nets import RetrievalNet
 from ..backbones.registry import create_backbone
 from ..backbones.weights import load_weights, read_weights
-from ..data.files import write_atomic
+from ..data.files import check_free, write_atomic
 from ..data.table import make_table
 from ..features.store import Features
 from .cfga import PROGRAM_NETWORKS
@@ -239,8 +239,7 @@ def write_cfga_features(
     files = [Path(out)/cfga_feature_file(name) for name in features.names]
     if len(set(files)) < len(files):
         raise ValueError('an embedding and pool_norm_joint would be one file for two')
-    if not force and (old := next((f for f in files if f.exists()), None)):
-        raise FileExistsError(f'{old} exists; force=True overwrites it')
+    for file in files: check_free(file, force)
     Path(out).mkdir(parents=True, exist_ok=True)
     for name, file in zip(features.names, files, strict=True):
         _write_rows(file, features[name])
