@@ -121,7 +121,7 @@ def test_two_that_add_at_once_both_do(fish, gallery, tmp_path):
     rng, halves = np.random.default_rng(0), []
     for i, rows in enumerate((slice(0, 12), slice(12, 24))):
         part = table.iloc[rows].reset_index(drop=True)
-        features = Features({'S': rng.normal(size=(12, 96)).astype(np.float32)}, part, vectors.record)
+        features = Features({'native': rng.normal(size=(12, 96)).astype(np.float32)}, part, vectors.record)
         halves.append(features.save(tmp_path/f'{i}.safetensors'))
     adding = [begin(call, 'index', 'add', gallery, h) for h in halves]
     for process in adding: process.join()
