@@ -663,7 +663,7 @@ def test_help_is_complete(command, capsys):
         text = ' '.join(text.split())
         assert '--help' in text or 'default:' in text or 'required' in text, text
     words = out.partition('\nArguments:')[2].partition('\nOptions:')[0]
-    assert command in ('demo', 'recipes') or 'required' in words
+    assert command in ('demo', 'recipes', 'backbones') or 'required' in words
 
 
 @pytest.mark.processes

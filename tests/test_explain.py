@@ -87,8 +87,18 @@ def test_names():
 
 def test_an_unknown_pooling_is_named():
     a, b = torch.randn(2, 1, 3, 64, 64)
-    pooled = Pooled(create_backbone('test_resnet', pretrained=False))
+    pooled = Pooled(create_backbone('test_resnet', pretrained=False), ['S', 'M'])
     with pytest.raises(ValueError, match="no array 'G', there are S, M"): evidence(pooled, a, b, 'G')
+
+
+def test_evidence_of_native_vectors():
+    a, b = torch.randn(2, 1, 3, 64, 64)
+    native, mean = (Pooled(create_backbone('squeezenet1_1', False), [pool]).eval() for pool in ('native', 'S'))
+    mean.backbone = native.backbone
+    for ours, expected in zip(evidence(native, a, b), evidence(mean, a, b), strict=True):
+        torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(expected))
+    with pytest.raises(ValueError, match='test_resnet.* comes from its own head.*pool S'):
+        evidence(Pooled(create_backbone('test_resnet', pretrained=False)), a, b)
 
 
 @pytest.mark.parametrize('given, size', [((15, 13), (8, 7)), ((4, 4), (8, 8)), ((16, 16), (4, 4))])

@@ -121,7 +121,7 @@ def test_two_that_add_at_once_both_do(fish, gallery, tmp_path):
     rng, halves = np.random.default_rng(0), []
     for i, rows in enumerate((slice(0, 12), slice(12, 24))):
         part = table.iloc[rows].reset_index(drop=True)
-        features = Features({'S': rng.normal(size=(12, 96)).astype(np.float32)}, part, vectors.record)
+        features = Features({'native': rng.normal(size=(12, 96)).astype(np.float32)}, part, vectors.record)
         halves.append(features.save(tmp_path/f'{i}.safetensors'))
     adding = [begin(call, 'index', 'add', gallery, h) for h in halves]
     for process in adding: process.join()
@@ -285,7 +285,7 @@ def test_each_option_of_search_is_used_or_refused(fish, gallery, capsys, monkeyp
     assert options('search').keys() == SEARCH.keys() and not options('remove') and not options('info')
     words, calls = ['index', 'search', gallery, f"{fish.attrs['root']}/{fish['path'][3]}"], []
     index = Index.load(gallery)
-    found = index.search(index.store.features['S'][:1], 3)
+    found = index.search(index.store.features['native'][:1], 3)
     found.attrs['left_out'] = []
     monkeypatch.setattr(fgir.app.gallery, 'load_descriptor', lambda **how: calls.append(repr(how)) or (None, {}))
     monkeypatch.setattr(Index, 'search_image', lambda self, *a, **how: calls.append(repr((a, how))) or found)

@@ -165,13 +165,21 @@ def _vector(model: nn.Module, x: Tensor, name: str | None) -> Tensor:
     return found[name or next(iter(found))]
 
 # %% ../../nbs/62_papers.explain.ipynb #cf76f6e7
+def _own_head(net: nn.Module) -> ValueError:
+    return ValueError(f'evidence: the vector of {net.name} comes from its own head, '
+                      'not from a map; describe with pool S')
+
 def _embedding_heat(model: nn.Module, x: Tensor, theirs: Tensor, name: str | None):
     "The map of `x` times the gradient of its similarity to `theirs`, (h,w)."
     passed = []
-    def begin(module, given, maps):
+    def begin(module, given, out):
+        maps, vectors = out if isinstance(out, tuple) else (out, {})
+        if vectors and hasattr(module, 'forward_features'): raise _own_head(module)
         passed.append(maps.detach().requires_grad_())
         torch.set_grad_enabled(True)
-        return passed[0].clone()
+        leaf = passed[0].clone()
+        means = {name: leaf.mean((-2, -1)) for name in vectors}
+        return (leaf, means) if vectors else leaf
     with torch.no_grad():
         with model.backbone.register_forward_hook(begin):
             similarity = F.cosine_similarity(_vector(model, x, name), theirs).sum()
