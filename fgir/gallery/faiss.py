@@ -313,7 +313,7 @@ def over(
         if not first:
             settings = self.settings | fitting
             return _filled(x, rows, self.kind, settings, self.what)
-        _feed(first.index, x, rows[len(first):], self.what, False)
+        with _all_cores(): _feed(first.index, x, rows[len(first):], self.what, False)
         return first.index
     return Engine(self.kind, self.dim, rows, make)
 
