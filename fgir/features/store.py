@@ -47,12 +47,6 @@ class Features:
             raise KeyError(f"no array {name!r}, there are {', '.join(self.names)}")
         return self.arrays[name]
 
-# %% ../../nbs/42_features.store.ipynb #fc0813e3
-@patch
-def __repr__(self: Features) -> str:
-    arrays = (f"{name} ({a.shape[1]}, {a.dtype})" for name, a in self.arrays.items())
-    return f"Features of {len(self)} images: {', '.join(arrays)}"
-
 # %% ../../nbs/42_features.store.ipynb #30679aa0
 class Stacked:
     "Arrays (n, D) one below the other, read as one where they are."
@@ -75,6 +69,12 @@ class Stacked:
             here, array = part == i, self.arrays[i]
             found[here] = array[rows[here] - self.ends[i] + len(array)]
         return found
+
+# %% ../../nbs/42_features.store.ipynb #fc0813e3
+@patch
+def __repr__(self: Features) -> str:
+    arrays = (f"{name} ({a.shape[1]}, {a.dtype})" for name, a in self.arrays.items())
+    return f"Features of {len(self)} images: {', '.join(arrays)}"
 
 # %% ../../nbs/42_features.store.ipynb #54f4727d
 def _of_splits(table: pd.DataFrame, splits: np.ndarray) -> np.ndarray:

@@ -314,7 +314,7 @@ def over(
         if not first:
             settings = self.settings | fitting
             return _filled(x, rows, self.kind, settings, self.what)
-        _feed(first.index, x, rows[len(first):], self.what, False)
+        with _all_cores(): _feed(first.index, x, rows[len(first):], self.what, False)
         return first.index
     return Engine(self.kind, self.dim, rows, make)
 
@@ -586,21 +586,24 @@ def remove(self: FaissStore, paths: Sequence[str]):
     for engine in self.engines: engine.lose(engine.part(lost))
 
 # %% ../../nbs/81_gallery.faiss.ipynb #5f3dbe7d
-@patch
-def classes(self: FaissStore, gone: bool = False) -> dict[str, int]:
-    "Names of the classes and their labels; with `gone`, also of removed images."
-    table = self.features.table if gone else self.features.table[~self.gone]
+def _labels(table: pd.DataFrame) -> dict[str, int]:
     table = table[has_label(table)].drop_duplicates('name')
-    return dict(zip(table['name'], table['label'].tolist(), strict=True))
+    return dict(zip(table['name'].tolist(), table['label'].tolist(), strict=True))
+
+@patch
+def classes(self: FaissStore) -> dict[str, int]:
+    "Names of the classes and their labels."
+    return _labels(self.features.table[~self.gone])
 
 @patch
 def shape(
     self: FaissStore, names: Sequence[str]
 ) -> tuple[list[str], str | None, dict[str, int], int]:
     "Columns, folder, labels of the classes with these names, and the first free label."
-    table, known = self.features.table, self.classes(gone=True)
-    labels = {name: known[name] for name in dict.fromkeys(names) if name in known}
-    return list(table), self.root, labels, 1 + max(known.values(), default=-1)
+    table = self.features.table
+    labels = _labels(table[table['name'].isin(set(names))])
+    free = 1 + int(table['label'].max()) if len(table) else 0
+    return list(table), self.root, labels, free
 
 # %% ../../nbs/81_gallery.faiss.ipynb #0bb7a413
 @patch

@@ -108,8 +108,8 @@ class FaissStore:
     def remove(self, paths: Sequence[str]):
         """Mark images as gone."""
 
-    def classes(self, gone: bool=False) -> dict[str, int]:
-        """Names of the classes and their labels; with `gone`, also of removed images."""
+    def classes(self) -> dict[str, int]:
+        """Names of the classes and their labels."""
 
     def shape(self, names: Sequence[str]) -> tuple[list[str], str | None, dict[str, int], int]:
         """Columns, folder, labels of the classes with these names, and the first free label."""

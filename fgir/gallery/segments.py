@@ -72,6 +72,13 @@ def _verify(file: OpenFile):
         if _checksum(file.file, part.at, part.end)[0] != known:
             raise ValueError('not what was written, its checksum differs')
 
+@patch
+def _trust(self: FaissStore):
+    "Compare the checksums of the file that a store is from, if that was left out."
+    if not self.origin or self.origin.verified: return
+    with open_features(self.origin.path) as file, naming(file.path): _verify(file)
+    self.origin.verified = True
+
 # %% ../../nbs/84_gallery.segments.ipynb #f148f5c8
 _VERSION = 1
 
@@ -102,8 +109,7 @@ _SEGMENTS = 100  # at most, since opening reads the header of each
 @patch
 def _rewrite(self: FaissStore, path: Path):
     "Write a store to a new file, which then takes the place of the old one."
-    if self.origin and not self.origin.verified:
-        with open_features(self.origin.path) as file, naming(file.path): _verify(file)
+    self._trust()
     store = self.merged()
     n, hidden = len(store.features), {'index.gone': store.gone}
     if self.kind != 'flat':
@@ -125,6 +131,7 @@ def _news(self: FaissStore) -> tuple[slice, dict[str, np.ndarray]]:
     hidden = {'index.removed': gone} if len(gone) else {}
     for engine in self.engines:
         if self.kind == 'flat' or engine in known.engines: continue
+        self._trust()
         name = f'index.engine.{engine.rows[0]}'
         hidden[name] = faiss.serialize_index(engine.index)
     return slice(before, len(self.gone)), hidden
