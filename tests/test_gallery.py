@@ -285,7 +285,7 @@ def test_each_option_of_search_is_used_or_refused(fish, gallery, capsys, monkeyp
     assert options('search').keys() == SEARCH.keys() and not options('remove') and not options('info')
     words, calls = ['index', 'search', gallery, f"{fish.attrs['root']}/{fish['path'][3]}"], []
     index = Index.load(gallery)
-    found = index.search(index.store.features['S'][:1], 3)
+    found = index.search(index.store.features['native'][:1], 3)
     found.attrs['left_out'] = []
     monkeypatch.setattr(fgir.app.gallery, 'load_descriptor', lambda **how: calls.append(repr(how)) or (None, {}))
     monkeypatch.setattr(Index, 'search_image', lambda self, *a, **how: calls.append(repr((a, how))) or found)
