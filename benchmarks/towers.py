@@ -88,7 +88,7 @@ TOWERS = {
     'repvit': 'repvit_m0_9',
     'res2net': 'res2net50_14w_8s',
     'resnest': 'resnest14d',
-    'resnet': 'test_resnet resnet18 seresnext26d_32x4d',
+    'resnet': 'test_resnet resnet10t seresnext26d_32x4d',
     'resnetv2': 'resnetv2_18 resnetv2_50x1_bit',
     'rexnet': 'rexnetr_100',
     'selecsls': 'selecsls42b',

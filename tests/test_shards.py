@@ -64,7 +64,7 @@ def test_two_processes_of_a_group_make_the_file_of_one(fish, weights, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
     assert names(tmp_path/'out') == ['two.safetensors']
     one, two = extract(network(weights), fish, **HOW), Features.load(tmp_path/'out'/'two.safetensors')
-    np.testing.assert_array_equal(one['S'], two['S'])
+    np.testing.assert_array_equal(one['native'], two['native'])
     assert two.table.equals(one.table) and two.table.attrs == one.table.attrs
     assert {k: v for k, v in two.record.items() if k != 'date'} == {k: v for k, v in one.record.items() if k != 'date'}
 
@@ -80,7 +80,7 @@ def test_the_command_line_in_shares(fish, weights, tmp_path, way):
     else: done = [Fresh(command, *words, '--shard', f'{i}/3').end() for i in (2, 0, 1)]
     assert not any(d.returncode for d in done), done[-1].stderr[-3000:]
     assert any('Features of 42 images' in d.stdout for d in done) and names(out) == ['f.safetensors']
-    np.testing.assert_array_equal(Features.load(out/'f.safetensors')['S'], extract(network(weights), fish, **HOW)['S'])
+    np.testing.assert_array_equal(Features.load(out/'f.safetensors')['native'], extract(network(weights), fish, **HOW)['native'])
 
 
 @pytest.mark.parametrize('share', ['8/8', '-1/2', '1', 'a/b', '0/0'])
