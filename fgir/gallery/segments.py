@@ -24,7 +24,13 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..data.files import OpenFile, finish, locked, naming, write_atomic
-from ..features.store import Features, Stacked, create_file, open_features, read_features
+from fgir.features.store import (
+    Features,
+    Stacked,
+    create_file,
+    open_features,
+    read_features,
+)
 from .faiss import BLOCK, Engine, FaissStore, complete_settings
 
 # %% ../../nbs/84_gallery.segments.ipynb #ecb17062
