@@ -10,6 +10,7 @@ import pytest
 from processes import Fresh, begin
 from test_files import gallery, spoil, use, whole
 
+import fgir.data.files
 import fgir.gallery.faiss
 import fgir.gallery.segments
 from fgir.data.files import OpenFile, finish, lay_out, locked
@@ -160,6 +161,14 @@ def test_who_comes_second_does_not_mix_two_galleries(tmp_path):
     second.add(gallery(4, first=600))
     second.save(path, force=True)
     assert len(Index.load(path)) == 442 and whole(Index.load(path)) and parts_of(path) == 1
+
+
+def test_a_file_that_cannot_be_locked_is_written_anew(tmp_path, monkeypatch):
+    path = grown(tmp_path/'g.safetensors')
+    def none(*_): raise OSError(38, 'Function not implemented')
+    monkeypatch.setattr(fgir.data.files.fcntl, 'flock', none)
+    change(path, lambda index: index.add(gallery(5, first=500)))
+    assert parts_of(path) == 1 and len(Index.load(path)) == 443
 
 
 def add_forever(path):

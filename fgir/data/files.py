@@ -197,7 +197,7 @@ def _put(new: Path, path: Path, force: bool) -> None:
 
 # %% ../../nbs/10_data.files.ipynb #45a0891e
 def check_free(path: str | Path, force: bool = False) -> Path:
-    "Return a path; FileExistsError if something is there, unless `force` overwrites it."
+    "Return a path; FileExistsError if it is taken, unless `force` overwrites it."
     path = Path(path)
     if force or not path.exists(): return path
     raise FileExistsError(f'{path} exists; force=True overwrites it')

@@ -27,7 +27,15 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..data.files import OpenFile, alone_with, check_free, in_use, lock_of, say, write_atomic
+from fgir.data.files import (
+    OpenFile,
+    alone_with,
+    check_free,
+    in_use,
+    lock_of,
+    say,
+    write_atomic,
+)
 from ..data.images import BadImage, open_image
 from ..data.table import BOX, image_path
 from .descriptors import as_descriptor

@@ -11,6 +11,7 @@ __all__ = ['Origin', 'read_store', 'load_store']
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -23,7 +24,13 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..data.files import OpenFile, finish, locked, naming, write_atomic
-from ..features.store import Features, Stacked, create_file, open_features, read_features
+from fgir.features.store import (
+    Features,
+    Stacked,
+    create_file,
+    open_features,
+    read_features,
+)
 from .faiss import BLOCK, Engine, FaissStore, complete_settings
 
 # %% ../../nbs/84_gallery.segments.ipynb #ecb17062
@@ -136,11 +143,16 @@ def _news(self: FaissStore) -> tuple[slice, dict[str, np.ndarray]]:
         hidden[name] = faiss.serialize_index(engine.index)
     return slice(before, len(self.gone)), hidden
 
+# %% ../../nbs/84_gallery.segments.ipynb #66104969
 @patch
 def _append(self: FaissStore, path: Path, rows: slice, hidden: Mapping) -> bool:
-    "Put a segment behind a file; False if the file is not the one that is known."
+    "Put a segment behind a file; False if that may not be, or it is another file now."
     known = self.origin
-    with locked(path), OpenFile(path, 'r+', grows=True) as file:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path))
+            file = stack.enter_context(OpenFile(path, 'r+', grows=True))
+        except OSError: return False  # read only, or the disk has no locks
         if _sums(file) != known.sums: return False
         end, at = (file.more or [file])[-1].end, file.behind
         try:
