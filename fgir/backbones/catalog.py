@@ -95,7 +95,8 @@ def list_backbones(
 ) -> pd.DataFrame:  # a row a name
     "What is known of backbones whose name or license contains all words."
     names = find_backbones(words) if words else list(SHORTLIST)
-    rows = {name: (_of_table if name in BACKBONES else _of_timm)(name) for name in names}
+    known = {n: _of_table if n in BACKBONES else _of_timm for n in names}
+    rows = {n: facts(n) for n, facts in known.items()}
     if len(names) <= measured:
         rows = {n: {**row, **_measured(n)} for n, row in rows.items()}
     columns = ['size', 'million', 'numbers', 'license', 'here']
