@@ -273,7 +273,7 @@ def _backbones(words: _Words = ()):
     from fgir.backbones.catalog import list_backbones
 
     table = list_backbones(words)
-    if table.empty: raise ValueError(f'no network with {" and ".join(words)} in its name')
+    if table.empty: raise ValueError(f'no network is called {" and ".join(words)}')
     table['here'] = table['here'].map({True: 'yes', False: 'no'})
     print(table.to_string(na_rep='', float_format='%.1f'))
     print('million: parameters; numbers: length of the native vector. Without '

@@ -92,12 +92,13 @@ def find_backbones(words: Sequence[str]) -> list[str]:
 def list_backbones(
     words: Sequence[str] = (),  # none: the shortlist
     measured: int = 12,  # count parameters if there are so many or fewer
-) -> pd.DataFrame:  # a row a name: size, million parameters, numbers, license, here
+) -> pd.DataFrame:  # a row a name
     "What is known of backbones whose name or license contains all words."
     names = find_backbones(words) if words else list(SHORTLIST)
-    rows = {name: (_of_table if name in BACKBONES else _of_timm)(name) for name in names}
+    known = {n: _of_table if n in BACKBONES else _of_timm for n in names}
+    rows = {n: facts(n) for n, facts in known.items()}
     if len(names) <= measured:
-        rows = {name: {**row, **_measured(name)} for name, row in rows.items()}
+        rows = {n: {**row, **_measured(n)} for n, row in rows.items()}
     columns = ['size', 'million', 'numbers', 'license', 'here']
     table = pd.DataFrame(rows.values(), rows, columns)
     if not words: table['for'] = [SHORTLIST[name] for name in names]

@@ -130,7 +130,8 @@ def _vectors(net: nn.Module) -> dict[str, int]:
     "The vectors of a timm network and their lengths."
     found = {'native': getattr(net, 'head_hidden_size', net.num_features)}
     has_class = getattr(net, 'cls_token', None) is not None
-    if has_class and getattr(net, 'num_prefix_tokens', 0): found['cls'] = net.num_features
+    if has_class and getattr(net, 'num_prefix_tokens', 0):
+        found['cls'] = net.num_features
     if net.num_classes: found['projection'] = net.num_classes
     return found
 
@@ -138,7 +139,8 @@ def _native_tfms(cfg: dict) -> str | None:
     "The name of the transform of a data configuration; None if fgir cannot cut so."
     mode, (h, w) = cfg.get('crop_mode', 'center'), cfg['input_size'][-2:]
     if h != w or mode not in ('center', 'squash'): return None
-    return native_name(mode, cfg.get('crop_pct', .875), cfg.get('interpolation', 'bicubic'))
+    how = cfg.get('interpolation', 'bicubic')
+    return native_name(mode, cfg.get('crop_pct', .875), how)
 
 # %% ../../nbs/22_backbones.towers.ipynb #41922c99
 def _cut_at(net: nn.Module, classifier: str) -> str:
@@ -151,7 +153,8 @@ def _cut_at(net: nn.Module, classifier: str) -> str:
 def _as_timm_backbone(net: nn.Module, name: str) -> nn.Module:
     cfg = net.pretrained_cfg
     net.n_features, net.stride = net.num_features, net.feature_info[-1]['reduction']
-    net.mean, net.std, net.vectors = tuple(cfg['mean']), tuple(cfg['std']), _vectors(net)
+    net.mean, net.std = tuple(cfg['mean']), tuple(cfg['std'])
+    net.vectors = _vectors(net)
     heads = cfg.get('classifier') or ()
     heads = [heads] if isinstance(heads, str) else heads
     net.cut = tuple(_cut_at(net, head) for head in heads)
@@ -301,7 +304,8 @@ def _share(net: nn.Module, classifier: nn.Module):
 def cut_timm(classifier: nn.Module) -> nn.Module:
     "The feature network of a timm classifier, which shares all layers with it."
     tensors = [*classifier.parameters(), *classifier.buffers()]
-    net, cfg = deepcopy(classifier, {id(t): t for t in tensors}), classifier.pretrained_cfg
+    net = deepcopy(classifier, {id(t): t for t in tensors})
+    cfg = classifier.pretrained_cfg
     if net.num_classes and not _is_projection(cfg): net.reset_classifier(0)
     _share(net, classifier)
     name, tag = cfg.get('architecture', type(classifier).__name__), cfg.get('tag')
