@@ -103,7 +103,7 @@ def place(tmp_path_factory):
         (root/f'folder{ending}').mkdir()
         for kind, data in dict(empty=b'', noise=noise, text=b'just some words\n').items():
             (root/f'{kind}{ending}').write_bytes(data)
-        (root/f'cut{ending}').write_bytes((root/whole).read_bytes()[:400] if whole else b'path,label\na.jpg,')
+        (root/f'cut{ending}').write_bytes((root/whole).read_bytes()[:400] if whole else b'path,label\n"a.jpg')
     save_file({'x': torch.zeros(3)}, root/'plain.safetensors')
     (root/'bare').mkdir()
     (root/'hollow'/'class').mkdir(parents=True)

@@ -685,7 +685,7 @@ def test_links_to_folders(lay_out, caplog, tmp_path_factory):
 
 def test_a_folder_of_unreadable_formats_is_an_error_that_counts_them(tmp_path):
     for i in range(3): (tmp_path/f'{i}.psd').touch()
-    refused(lambda: read_folder(tmp_path), ValueError, 'no image that is read here (3 .psd)')
+    refused(lambda: read_folder(tmp_path), ValueError, 'no image that is read here (3 .psd; ')
 
 
 WITHOUT_HEIF = """

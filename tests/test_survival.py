@@ -191,9 +191,9 @@ class Poison(Callback):
     (float('inf'), dict(recipe='cosface', per_class=4, sampler='balanced', steps=None, precision='bf16'))])
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(table, tmp_path, monkeypatch, value, changes):
     opened, load_row = [], loaders.load_row
-    def noted(table, i, crop=False):
+    def noted(table, i, *how):
         opened.append(str(Path(table.attrs['root'])/table['path'].iloc[i]))
-        return load_row(table, i, crop)
+        return load_row(table, i, *how)
     changes = dict(valid='last', epochs=2) | changes
     def run(out, cbs=None): return fit(make(table, out, **changes), cbs=cbs)
     monkeypatch.setattr(loaders, 'load_row', noted)
