@@ -66,8 +66,8 @@ def make(folder: Path, n: int) -> dict[str, int]:
         kind_of[path.name] = i % 10
     jpegs = sorted(folder.glob('*.jpg'))
     jpegs[3].write_bytes(jpegs[3].read_bytes()[:200_000])
-    jpegs[20].write_bytes(b'')
-    jpegs[40].write_text('<html>404 not found</html>')
+    jpegs[len(jpegs)//3].write_bytes(b'')
+    jpegs[2*len(jpegs)//3].write_text('<html>404 not found</html>')
     return kind_of
 
 
@@ -86,7 +86,7 @@ def serve(gallery: Path) -> None:
     page = subprocess.Popen(['fgir', 'index', 'serve', str(gallery)], stdout=subprocess.PIPE, text=True, bufsize=1,
                             env=os.environ | dict(PYTHONUNBUFFERED='1'))
     said = next(line for line in page.stdout if 'http' in line)
-    with urlopen(re.search(r'http://\S+', said)[0]) as answer: status = answer.status
+    with urlopen(re.search(r'http://[\w.:]+', said)[0]) as answer: status = answer.status
     print(f'$ fgir index serve {gallery}\n{said}[{time.time() - start:.1f} s, answers {status}]')
     page.send_signal(signal.SIGINT)
     page.wait(30)
